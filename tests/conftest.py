@@ -1,0 +1,66 @@
+"""What every test has: a clean environment, no network beyond this machine, and the golden archives.
+
+Servers that a test needs (a database, an object store) are asked for with `server_missing`: it skips at
+home and fails where TRIFLE_REQUIRE_SERVERS is set, so that CI never passes by skipping.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of whoever runs the tests do not reach them."""
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "TRIFLE_")) and name != "TRIFLE_REQUIRE_SERVERS":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anywhere but this machine is an error."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else None  # a Unix socket's address is a path
+        if host is not None and not str(host).startswith(LOOPBACK):
+            raise RuntimeError(f"a test tried to reach {host}: tests use this machine alone")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in a folder of its own, so that the default archive `./traces` lands nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The archives that Trifle::Traces for Ruby wrote."""
+    assert GOLDEN.is_dir(), f"{GOLDEN} is part of the repository"
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def server_missing() -> Callable[[str], NoReturn]:
+    """Called with what is missing: skips the test at home, fails it in CI."""
+
+    def missing(what: str) -> NoReturn:
+        if os.environ.get("TRIFLE_REQUIRE_SERVERS"):
+            pytest.fail(f"{what} is not there, and TRIFLE_REQUIRE_SERVERS is set")
+        pytest.skip(f"{what} is not there")
+
+    return missing

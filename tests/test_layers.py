@@ -1,0 +1,372 @@
+"""The layers of the design: which module may import which, read from the sources and seen in a fresh interpreter.
+
+A module without a row in `LAYERS` fails: whoever adds one says where it belongs. Names that only
+annotations use (`if TYPE_CHECKING`) bind no module of ours to another; of other packages they do.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import trifle_otel
+
+PACKAGE = Path(trifle_otel.__path__[0])
+ROOT = PACKAGE.name
+
+
+class Layer(NamedTuple):
+    """What a module may import: ours by name below the package, others' by the names that `package_of` gives."""
+
+    own: str = ""
+    others: str = ""
+
+
+PLAIN = "errors records references strict_json encoding conventions values redaction settings runtime"
+CONTRACTS = "stores.contract indexes.contract"
+JOBS = "recording live_spans wrapping calls packing"
+STORED = "errors records references strict_json encoding"
+COMMANDS = "archive configuration recording replay otlp_receiver span_exporter delivery shipper spool metrics viewer.*"
+
+# "*" stands for this module's own folder's children, or for anything at all where it stands alone.
+LAYERS = {
+    # plain data and bytes: the standard library, and the fast JSON and gzip
+    "errors": Layer(),
+    "records": Layer(),
+    "conventions": Layer(),
+    "references": Layer("errors"),
+    "strict_json": Layer("errors", "orjson"),
+    "encoding": Layer("errors records references strict_json", "orjson isal"),
+    "values": Layer("errors conventions strict_json encoding", "orjson"),
+    "redaction": Layer("errors strict_json values", "ahocorasick_rs"),
+    "settings": Layer("errors records conventions values redaction", "opentelemetry-api"),
+    "runtime": Layer("errors records conventions values redaction settings"),
+    # what a job calls: OpenTelemetry's API, nothing that does I/O
+    "recording": Layer(f"{PLAIN} live_spans", "opentelemetry-api"),
+    "live_spans": Layer(f"{PLAIN} recording", "opentelemetry-api"),
+    "wrapping": Layer(f"{PLAIN} recording", "opentelemetry-api"),
+    "calls": Layer(f"{PLAIN} recording live_spans wrapping", "opentelemetry-api"),
+    "packing": Layer(f"{PLAIN} recording"),
+    "metrics": Layer(PLAIN, "opentelemetry-api"),
+    # spans of the SDK, in and out
+    "assemble": Layer(PLAIN, "opentelemetry-api"),
+    "span_processor": Layer(f"{PLAIN} recording live_spans", "opentelemetry-api opentelemetry-sdk"),
+    "span_exporter": Layer(
+        f"{PLAIN} assemble recording archive delivery shipper configuration", "opentelemetry-api opentelemetry-sdk"
+    ),
+    "otlp_receiver": Layer(
+        f"{PLAIN} assemble archive spool delivery shipper configuration metrics",
+        "opentelemetry-api opentelemetry-sdk otlp protobuf",
+    ),
+    "replay": Layer(f"{PLAIN} archive assemble live_spans", "opentelemetry-api opentelemetry-sdk otlp protobuf"),
+    # storing: two contracts, the drivers behind them, and what knows the contracts alone
+    "stores": Layer(),
+    "stores.contract": Layer("errors records"),
+    "stores.files": Layer(f"{STORED} stores.contract"),
+    "stores.memory": Layer(f"{STORED} stores.contract"),
+    "stores.objects": Layer(f"{STORED} stores.contract", "obstore"),
+    "indexes": Layer(),
+    "indexes.contract": Layer("errors records"),
+    "indexes.memory": Layer(f"{STORED} indexes.contract"),
+    "indexes.sqlite": Layer(f"{STORED} indexes.contract indexes.sqlite_rows indexes.sqlite_search", "sqlite3"),
+    "indexes.sqlite_rows": Layer(f"{STORED} indexes.contract", "sqlite3"),
+    "indexes.sqlite_search": Layer(f"{STORED} indexes.contract indexes.sqlite_rows", "sqlite3"),
+    "indexes.postgres": Layer(f"{STORED} indexes.contract", "psycopg"),
+    "indexes.mongo": Layer(f"{STORED} indexes.contract", "pymongo bson"),
+    "archive": Layer(f"{PLAIN} {CONTRACTS} spool configuration"),
+    "spool": Layer(f"{PLAIN} packing recording", "platformdirs"),
+    "delivery": Layer(f"{PLAIN} {CONTRACTS} archive spool packing metrics recording", "opentelemetry-api"),
+    "shipper": Layer(f"{PLAIN} {CONTRACTS} archive spool packing metrics recording", "opentelemetry-api"),
+    # the one place that knows everything
+    "configuration": Layer(
+        f"{PLAIN} {CONTRACTS} {JOBS} metrics archive spool delivery shipper span_processor span_exporter"
+        " stores.files stores.memory stores.objects indexes.memory indexes.sqlite indexes.postgres indexes.mongo",
+        "opentelemetry-api opentelemetry-sdk platformdirs",
+    ),
+    "": Layer(f"{PLAIN} {JOBS} archive delivery configuration span_processor span_exporter"),
+    # above: whoever uses it
+    "testing": Layer(f"{PLAIN} {CONTRACTS} {JOBS} archive stores.memory indexes.memory", "pytest"),
+    "integrations": Layer("integrations.*"),
+    "integrations.*": Layer("errors recording calls integrations integrations.*", "*"),
+    "viewer": Layer(f"{STORED} archive viewer.*", "starlette uvicorn jinja2"),
+    "viewer.*": Layer(f"{STORED} archive viewer viewer.*", "starlette uvicorn jinja2"),
+    "cli": Layer(f"{PLAIN} {COMMANDS} cli.*", "rich cyclopts"),
+    "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples.* viewer", "rich cyclopts"),
+    "__main__": Layer("cli"),
+    "examples": Layer(),
+    "examples.*": Layer(" ", "currency_converter eu_vat_rates_data"),
+}
+MAY_IMPORT_THE_PACKAGE = ("integrations", "cli", "examples", "viewer")
+SDK_IMPORTERS = {"span_processor", "span_exporter", "otlp_receiver", "replay", "configuration"}
+COMPUTED_IMPORTS = {"", "configuration", "cli"}  # lazy public names, drivers by URL, a user's own application
+READS_ENVIRONMENT = {"configuration"}
+# what these import of other packages, and the drivers, they import when they need it
+LAZY = {"configuration", "cli"}
+LAZY_PREFIXES = ("opentelemetry.sdk", "obstore", "psycopg", "pymongo", "rich", "cyclopts")
+DRIVERS = tuple(
+    f"{ROOT}.{name}" for name in LAYERS if name.startswith(("stores.", "indexes.")) and "contract" not in name
+)
+
+OTEL_PACKAGES = {
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.semconv": "opentelemetry-sdk",  # comes with the SDK, not with the API
+    "opentelemetry.exporter": "otlp",
+    "opentelemetry.proto": "otlp",
+    "opentelemetry.instrumentation": "opentelemetry-instrumentation",
+    "opentelemetry": "opentelemetry-api",
+    "google.protobuf": "protobuf",
+}
+
+
+class Import(NamedTuple):
+    """One imported name: `lazy` inside a function, `typing_only` under `if TYPE_CHECKING`."""
+
+    name: str
+    lazy: bool = False
+    typing_only: bool = False
+
+
+def imports_in(tree: ast.AST, package: str, lazy: bool = False, typing_only: bool = False) -> Iterator[Import]:
+    """Every import below `tree`, wherever it stands; `from a import b` counts as `a.b`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, lazy, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = absolute(node, package)
+            yield from (Import(f"{start}.{alias.name}", lazy, typing_only) for alias in node.names)
+        elif isinstance(node, ast.Call) and (name := imported_by_call(node)):
+            yield Import(name, lazy, typing_only)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports_in(ast.Module(node.body, []), package, lazy, True)
+            yield from imports_in(ast.Module(node.orelse, []), package, lazy, typing_only)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports_in(node, package, lazy or inside, typing_only)
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that `from … import` names, with leading dots resolved."""
+    if not node.level:
+        return node.module or ""
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def is_import_call(node: ast.Call) -> bool:
+    """Whether it calls `importlib.import_module` or `__import__`."""
+    return ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
+
+
+def imported_by_call(node: ast.Call) -> str | None:
+    """The module that `import_module("…")` names; None for other calls, and where the name is computed."""
+    if is_import_call(node) and node.args and isinstance(node.args[0], ast.Constant):
+        return str(node.args[0].value)
+    return None
+
+
+class Module(NamedTuple):
+    """A source file of the package, named below it (`stores.files`; the package itself is the empty name)."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        """The package that relative imports start from."""
+        folder = self.path.parent.relative_to(PACKAGE.parent)
+        return ".".join(folder.parts)
+
+    @property
+    def imports(self) -> list[Import]:
+        """All that it imports."""
+        return list(imports_in(self.tree, self.package))
+
+    @property
+    def layer(self) -> Layer | None:
+        """Its row: its own, or that of its folder."""
+        folder = self.name.split(".")[0]
+        return LAYERS.get(self.name) or LAYERS.get(f"{folder}.*" if "." in self.name else "-")
+
+
+def read_modules() -> list[Module]:
+    """Every source file of the package that is imported here."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append(Module(name, path, ast.parse(path.read_bytes())))
+    return found
+
+
+MODULES = read_modules()
+NAMES = {module.name for module in MODULES}
+every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name or ROOT)
+
+
+def own_module(name: str) -> str | None:
+    """The module of ours that an imported name lies in; None for other packages."""
+    if name.split(".")[0] != ROOT:
+        return None
+    below = name.split(".")[1:]
+    while below and ".".join(below) not in NAMES:
+        below.pop()
+    return ".".join(below)
+
+
+def package_of(name: str) -> str | None:
+    """The package of others' that an imported name belongs to; None for ours and for the standard library."""
+    for prefix, package in OTEL_PACKAGES.items():
+        if name == prefix or name.startswith(f"{prefix}."):
+            return package
+    top = name.split(".")[0]
+    if top == "sqlite3":
+        return top  # in the standard library, but a driver
+    return None if top == ROOT or top in sys.stdlib_module_names else top
+
+
+def allowed(name: str, row: str) -> bool:
+    """Whether a row names it, or its folder with a star."""
+    words = row.split()
+    return name in words or (("." in name) and f"{name.rpartition('.')[0]}.*" in words)
+
+
+@every_module
+def test_every_module_belongs_to_a_layer(module: Module) -> None:
+    """Each source file has a row that says what it may import."""
+    assert module.layer is not None, f"{module.path} needs a row in LAYERS"
+
+
+@every_module
+def test_a_module_imports_only_ours_of_its_row(module: Module) -> None:
+    """A module of ours reaches no other one of ours than those of its row, in functions neither."""
+    row = module.layer or Layer()
+    reached = {own_module(item.name) for item in module.imports if not item.typing_only} - {None, module.name}
+    strangers = {name for name in reached if name and not allowed(name, row.own)}
+    if "" in reached and not module.name.startswith(MAY_IMPORT_THE_PACKAGE):
+        strangers.add(ROOT)
+    assert strangers == set()
+
+
+@every_module
+def test_a_module_imports_only_others_of_its_row(module: Module) -> None:
+    """A module of ours imports no other package than those of its row, for types neither."""
+    row = module.layer or Layer()
+    packages = {package_of(item.name) for item in module.imports} - {None}
+    assert {package for package in packages if row.others != "*" and package not in row.others.split()} == set()
+
+
+@every_module
+def test_the_sdk_is_imported_where_it_must_be_alone(module: Module) -> None:
+    """The OpenTelemetry SDK is imported by the modules that stand between us and it, and by nobody else."""
+    uses = any(package_of(item.name) == "opentelemetry-sdk" for item in module.imports)
+    assert not uses or module.name in SDK_IMPORTERS
+
+
+@every_module
+def test_the_environment_is_read_in_one_place(module: Module) -> None:
+    """Nothing but the configuration reads environment variables."""
+    names = {ast.unparse(node) for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+    imported = {item.name for item in module.imports}
+    reads = (names | imported) & {"os.environ", "os.getenv", "os.environb"}
+    assert not reads or module.name in READS_ENVIRONMENT
+
+
+@every_module
+def test_imports_can_be_read_from_the_source(module: Module) -> None:
+    """A module's name is computed only where that is its job, so that the tests above see every import."""
+    calls = [node for node in ast.walk(module.tree) if isinstance(node, ast.Call) and is_import_call(node)]
+    computed = [ast.unparse(call) for call in calls if imported_by_call(call) is None]
+    assert computed == [] or module.name.split(".")[0] in COMPUTED_IMPORTS
+
+
+@every_module
+def test_heavy_packages_are_imported_when_they_are_needed(module: Module) -> None:
+    """Setting up, and the entry of the command line, load the SDK, drivers and optional packages inside functions."""
+    eager = [item.name for item in module.imports if not item.lazy and not item.typing_only]
+    heavy = [name for name in eager if name.startswith((*LAZY_PREFIXES, *DRIVERS))]
+    assert heavy == [] or module.name not in LAZY
+
+
+def test_modules_do_not_need_each_other_in_a_circle() -> None:
+    """Imports at the top of modules form no circle."""
+    needs = {
+        module.name: {own_module(item.name) for item in module.imports if not item.lazy and not item.typing_only}
+        - {None, "", module.name}
+        for module in MODULES
+    }
+    while ready := {name for name, needed in needs.items() if not needed & needs.keys()}:
+        needs = {name: needed for name, needed in needs.items() if name not in ready}
+    assert needs == {}
+
+
+def test_the_package_lists_names_and_computes_nothing() -> None:
+    """`__init__` holds imports, `__all__` and the like, and at most the hook that loads names on demand."""
+    for node in next(module for module in MODULES if module.name == "").tree.body:
+        if isinstance(node, ast.FunctionDef):
+            assert node.name in ("__getattr__", "__dir__")
+        elif isinstance(node, ast.If):
+            assert "TYPE_CHECKING" in ast.unparse(node.test)
+        else:
+            kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
+            assert isinstance(node, kinds), ast.unparse(node)
+            assert not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant)
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    """Plain, relative, nested, conditional, typed and called imports are found: no rule is passed by hiding."""
+    source = """
+import os.path, a.b as c
+from . import sibling
+from ..up import name
+if TYPE_CHECKING:
+    from typed import T
+else:
+    import untyped
+try:
+    import tried
+except ImportError:
+    import_module("called")
+class C:
+    import in_class
+    def method(self):
+        from deep import down
+        importlib.import_module("lazy.call")
+"""
+    assert set(imports_in(ast.parse(source), "p.q")) == {
+        Import("os.path"),
+        Import("a.b"),
+        Import("p.q.sibling"),
+        Import("p.up.name"),
+        Import("typed.T", typing_only=True),
+        Import("untyped"),
+        Import("tried"),
+        Import("called"),
+        Import("in_class"),
+        Import("deep.down", lazy=True),
+        Import("lazy.call", lazy=True),
+    }
+
+
+def modules_after(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, check=True, timeout=30, text=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_package_is_light() -> None:
+    """`import trifle_otel` loads OpenTelemetry's API, fast JSON, gzip and search: no SDK, driver or framework."""
+    ours = modules_after("import trifle_otel") - modules_after("import opentelemetry.trace, opentelemetry.metrics")
+    packages = {package_of(name) for name in ours} - {None}
+    assert packages <= {"opentelemetry-api", "orjson", "isal", "ahocorasick_rs", "platformdirs"}
+    assert not ours & set(DRIVERS)

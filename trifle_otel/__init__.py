@@ -1,0 +1,61 @@
+"""Executions of background jobs, as OpenTelemetry spans with events and in full in a Trifle archive.
+
+The public names, and nothing else; what is needed only for reading or set-up is loaded when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trifle_otel.calls import (
+    artifact,
+    attach,
+    block,
+    current,
+    fail,
+    flush,
+    ignore,
+    shutdown,
+    succeed,
+    tag,
+    trace,
+    tracer,
+    warn,
+)
+from trifle_otel.configuration import configure
+from trifle_otel.records import Entry, TraceRecord
+from trifle_otel.redaction import Redactor
+from trifle_otel.runtime import on
+
+if TYPE_CHECKING:
+    from trifle_otel.archive import Archive
+
+__all__ = [
+    "Archive",
+    "Entry",
+    "Redactor",
+    "TraceRecord",
+    "artifact",
+    "attach",
+    "block",
+    "configure",
+    "current",
+    "fail",
+    "flush",
+    "ignore",
+    "on",
+    "shutdown",
+    "succeed",
+    "tag",
+    "trace",
+    "tracer",
+    "warn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Archive":
+        from trifle_otel.archive import Archive  # noqa: PLC0415 - only readers need it
+
+        return Archive
+    raise AttributeError(f"module 'trifle_otel' has no attribute {name!r}")

@@ -1,0 +1,410 @@
+"""What a job calls: `tracer`, `block`, `trace`, and what else is said of the running trace.
+
+Nothing here raises into the job, and without a running trace every call is a cheap no-op whose
+blocks still run. What is recorded, and where it goes, is in `recording` and behind `runtime`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from time import time_ns
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.context import attach as attach_context
+from opentelemetry.trace import SpanKind
+
+from trifle_otel import conventions as names
+from trifle_otel import live_spans
+from trifle_otel.recording import (
+    FRAME,
+    HEAD,
+    TEXT,
+    Frame,
+    Recording,
+    RootFrame,
+    current_frame,
+    open_block,
+    plain_context,
+    put,
+    spill,
+)
+from trifle_otel.records import ERROR, SUCCESS, WARNING
+from trifle_otel.references import safe_key, safe_name
+from trifle_otel.runtime import Runtime, runtime
+from trifle_otel.values import jsonable, text_of
+from trifle_otel.wrapping import call, is_lazy, wrap
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+class tracer:  # noqa: N801 - used like a function, as a context manager and decorator
+    """One execution: records what happens inside into spans, and into the archive where one is configured.
+
+    A context manager (`with`, `async with`) that gives the running trace, and a decorator of functions
+    of every kind, each call of which is a trace of its own. When it is left, the trace is durable on local
+    disk. An exception that leaves it is recorded, the state becomes error, and it passes unmodified.
+
+    Args:
+        key: path-like name of the kind of job, such as `commodity/calculate/one`; few, not one for each argument.
+        meta: what the job was called with: anything, kept as JSON.
+        tags: labels that the trace is found by.
+        mode: `live` (flushed while it runs) or `deferred` (written when it ends); None: the setting.
+        retention: days that the payload is kept; None: the setting.
+        reference: an id of your own, which must sort by time; None: one is made.
+        context: fields of your own for the record.
+        kind: kind of the trace's span.
+    """
+
+    __slots__ = ("_context", "_frame", "_key", "_kind", "_meta", "_mode", "_reference", "_retention", "_tags")
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        meta: Any = None,
+        tags: Iterable[str] = (),
+        mode: str | None = None,
+        retention: int | None = None,
+        reference: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> None:
+        self._key = key
+        self._meta = meta
+        self._tags = tags
+        self._mode = mode
+        self._retention = retention
+        self._reference = reference
+        self._context = context
+        self._kind = kind
+        self._frame: RootFrame | None = None
+
+    def __enter__(self) -> Recording:
+        frame = self._start()
+        if frame is None:
+            return _unrecorded()
+        frame.below = self._frame
+        self._frame = frame
+        return frame.recording
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        frame = self._frame
+        if frame is None:
+            return
+        below = frame.below
+        self._frame = below if isinstance(below, RootFrame) else None
+        if error is None:
+            frame.leave()
+        else:
+            frame.leave_with(error)
+
+    async def __aenter__(self) -> Recording:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: F) -> F:
+        return wrap(function, self._start)
+
+    def _start(self) -> RootFrame | None:
+        run = runtime()
+        try:
+            return self._begin(run)
+        except Exception as error:  # ours: the job runs on, unrecorded
+            run.troubles.report("a trace could not be started", error)
+            return None
+
+    def _begin(self, run: Runtime) -> RootFrame | None:
+        settings, context = run.settings, get_current()
+        mode = self._mode or settings.default_mode
+        if mode not in ("live", "deferred"):
+            run.troubles.report("a trace was given a mode that is neither live nor deferred", ValueError(mode))
+            mode = settings.default_mode
+        key = _screened(run, safe_key(self._key))
+        span = live_spans.start_root(run, key, self._kind, {names.KEY: key, names.MODE: mode}, context)
+        if run.sink is None and not span.recording:
+            return None
+        meta = None if self._meta is None else jsonable(self._meta)
+        recording = Recording(run, key, mode=mode, reference=self._reference, meta=meta)
+        for label in self._tags:
+            _add_tag(recording, label)
+        recording.retention = self._retention
+        if mode == "live":
+            recording.settle_retention()
+        recording.context.update(_context_of(run))
+        if self._context:
+            recording.context.update(plain_context(self._context))
+        if key != self._key:
+            recording.context["original_key"] = _screened(run, text_of(self._key))
+        if run.sink is not None:
+            recording.bucket = run.sink.place(recording)
+        return recording.begin(context, span)
+
+
+class block:  # noqa: N801 - used like a function, as a context manager and decorator
+    """A step of the running trace: lines inside are nested in it, and its result is recorded.
+
+    As a context manager it gives the step, whose `result(value)` records the value and gives it back. As
+    a decorator of functions and methods of every kind each call is a block, and the returned value its result.
+    A generator's block stays open while it is consumed.
+
+    Args:
+        message: what the step does; the name of its span.
+        state: state of its lines: `success`, `warning`, `error` or `debug`.
+        head: whether it starts a section.
+    """
+
+    __slots__ = ("_frame", "_head", "_message", "_state")
+
+    def __init__(self, message: str, *, state: str = SUCCESS, head: bool = False) -> None:
+        self._message = message
+        self._state = state
+        self._head = head
+        self._frame: Frame | None = None
+
+    def __enter__(self) -> Frame | Unrecorded:
+        frame = self._open()
+        if frame is None:
+            return UNRECORDED_STEP
+        frame.below = self._frame
+        self._frame = frame
+        return frame
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        frame = self._frame
+        if frame is None:
+            return
+        self._frame = frame.below
+        if error is None:
+            frame.leave()
+        else:
+            frame.leave_with(error)
+
+    async def __aenter__(self) -> Frame | Unrecorded:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: F) -> F:
+        return wrap(function, self._open)
+
+    def _open(self) -> Frame | None:
+        context = get_current()
+        outer: Any = context.get(FRAME)
+        if outer is None:
+            return None
+        return open_block(outer, context, self._message, self._state, self._head)
+
+
+class Unrecorded:
+    """The step of a block that nothing records."""
+
+    __slots__ = ()
+
+    def result(self, value: T) -> T:
+        """Give the value back."""
+        return value
+
+
+UNRECORDED_STEP = Unrecorded()
+
+
+class attach:  # noqa: N801 - used like a function
+    """Make a running trace current in this thread or context by hand: `with trifle.attach(job): …`.
+
+    Lines and blocks go to the trace's top level. Does nothing where `recording` is None.
+    """
+
+    __slots__ = ("_before", "_ours", "_recording")
+
+    def __init__(self, recording: Recording | None) -> None:
+        self._recording = recording
+
+    def __enter__(self) -> Recording | None:
+        recording = self._recording
+        self._before = context = get_current()
+        self._ours = context
+        if recording is not None and recording.lines is not None:
+            self._ours = recording.context_in(context)
+            attach_context(self._ours)
+        return recording
+
+    def __exit__(self, *exception: object) -> None:
+        if self._ours is not self._before and get_current() is self._ours:
+            attach_context(self._before)
+
+
+@overload
+def trace(message: object, block: None = None, *, state: str = SUCCESS, head: bool = False) -> None: ...
+@overload
+def trace(message: object, block: Callable[[], T], *, state: str = SUCCESS, head: bool = False) -> T: ...
+def trace(
+    message: object, block: Callable[[], Any] | None = None, *, state: str = SUCCESS, head: bool = False
+) -> Any:
+    """Record a line or, given a callable, call it as a block and give what it returns.
+
+    Args:
+        message: the text; None is stored as an empty one, other objects as their `str`, taken now.
+        block: what to call. For a coroutine or generator function the block stays open until it has finished.
+        state: `success`, `warning`, `error` or `debug`; other texts are stored and counted nowhere.
+        head: whether the line starts a section.
+    """
+    context = get_current()
+    frame: Any = context.get(FRAME)
+    if block is not None:
+        return _block(frame, context, message, block, state, head)
+    if frame is None:
+        return None
+    recording = frame.recording
+    lines = recording.lines
+    if lines is None:
+        return recording.count_late()
+    if message.__class__ is not str:
+        message = text_of(message)
+    line = (time_ns(), message, state, HEAD if head else TEXT, frame)
+    if frame.events is None:
+        lines.append(line)
+    else:
+        recording.note(line, frame.events)
+    if len(lines) > recording.overflow:
+        spill(recording)
+    return None
+
+
+def tag(*tags: str) -> None:
+    """Add labels to the running trace. It can be searched by them; duplicates and None are left out."""
+    frame = current_frame()
+    if frame is not None:
+        for label in tags:
+            _add_tag(frame.recording, label)
+
+
+def artifact(name: str, source: bytes | str | Path, *, cleanup: bool = False) -> None:
+    """Keep a file with the running trace, as it is now.
+
+    Args:
+        name: its name in the archive; may hold folders; made safe. A name given twice gets a number.
+        source: its bytes, its text, or (a `Path`) the file to copy.
+        cleanup: whether to delete the source file after it was copied.
+
+    A file that cannot be read becomes a warning in the trace.
+    """
+    frame = current_frame()
+    if frame is None:
+        return
+    recording = frame.recording
+    sink = recording.runtime.sink
+    if recording.lines is None or sink is None:
+        if recording.lines is None:
+            recording.count_late()
+        return
+    safe = recording.unused_name(safe_name(name))
+    data = source.encode("utf-8", "backslashreplace") if isinstance(source, str) else source
+    size = sink.artifact(recording, safe, data, cleanup)
+    if size < 0:
+        put(frame, f"Artifact {safe} could not be kept", WARNING, TEXT)
+    else:
+        put(frame, safe, SUCCESS, size)
+
+
+def fail() -> None:
+    """Set the running trace's state to error. The last of `fail`, `warn` and `succeed` counts."""
+    _set_state(ERROR)
+
+
+def warn() -> None:
+    """Set the running trace's state to warning. The last of `fail`, `warn` and `succeed` counts."""
+    _set_state(WARNING)
+
+
+def succeed() -> None:
+    """Set the running trace's state to success. The last of `fail`, `warn` and `succeed` counts."""
+    _set_state(SUCCESS)
+
+
+def ignore() -> None:
+    """Keep nothing of the running trace in the archive: what is stored of it already is deleted at its end."""
+    frame = current_frame()
+    if frame is not None:
+        frame.recording.ignored = True
+
+
+def current() -> Recording | None:
+    """The trace that is running in this context, or None."""
+    frame = current_frame()
+    return None if frame is None or frame.recording.lines is None else frame.recording
+
+
+def flush(timeout: float = 5) -> bool:
+    """Ship to the archive what waits for it. True when all of it is shipped within `timeout` seconds."""
+    sink = runtime().sink
+    return True if sink is None else sink.flush(timeout)
+
+
+def shutdown(timeout: float = 5) -> bool:
+    """Ship what waits and stop the background thread. True when all of it is shipped within `timeout` seconds."""
+    sink = runtime().sink
+    return True if sink is None else sink.shutdown(timeout)
+
+
+def _block(
+    frame: Frame | None, context: Context, message: Any, function: Callable[[], Any], state: str, head: bool
+) -> Any:
+    if frame is None:
+        return function()
+    if is_lazy(function):
+        return wrap(function, block(message, state=state, head=head)._open)()
+    opened = open_block(frame, context, message, state, head)
+    return function() if opened is None else call(function, opened)
+
+
+def _set_state(state: str) -> None:
+    frame = current_frame()
+    if frame is not None and frame.recording.lines is not None:
+        frame.recording.set_state(state, frame)
+
+
+def _add_tag(recording: Recording, label: object) -> None:
+    if label is not None:
+        recording.tags[label if label.__class__ is str else text_of(label)] = None
+
+
+def _screened(run: Runtime, text: str) -> str:
+    return text if run.redactor is None else run.redactor.text(text)
+
+
+def _context_of(run: Runtime) -> dict[str, Any]:
+    setting = run.settings.context
+    try:
+        return plain_context(setting() if callable(setting) else setting)
+    except Exception as error:  # users' code: the trace is recorded without it
+        run.troubles.report("the context callable raised", error)
+        return {}
+
+
+_nothing: Recording | None = None
+
+
+def _unrecorded() -> Recording:
+    """What `with tracer(…) as job` gives where nothing is recorded: one that has ended."""
+    global _nothing  # noqa: PLW0603 - one for the whole process, since it holds nothing
+    if _nothing is None:
+        _nothing = Recording(Runtime(runtime().settings, None), "unrecorded", mode="deferred", reference=None, meta=None)
+        _nothing.lines = None
+    return _nothing
+
+

@@ -1,0 +1,343 @@
+"""`configure`, and what URLs of archives and indexes mean: the one module that names drivers and reads the environment."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import difflib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from urllib.parse import quote, unquote, urlsplit
+
+from trifle_otel.errors import ConfigurationError, StoreUnavailable
+from trifle_otel.redaction import Redactor
+from trifle_otel.runtime import Runtime, at_first_use, install
+from trifle_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+    from typing_extensions import Unpack
+
+    from trifle_otel.archive import Archive
+    from trifle_otel.delivery import Delivery
+    from trifle_otel.indexes.contract import Index
+    from trifle_otel.recording import Recording
+    from trifle_otel.settings import Mode
+    from trifle_otel.spool import Spool
+    from trifle_otel.stores.contract import Store
+
+logger = logging.getLogger("trifle_otel")
+
+PREFIX = "TRIFLE_"
+ARCHIVES = "a folder, file:///folder or memory:"
+INDEXES = "sqlite:///file or memory:"
+_IN_CODE_ALONE = {"context", "error_handler", "tracer_provider"}
+_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS"}
+READ_WAIT = 2.0
+
+
+class Changes(TypedDict, total=False):
+    """The keywords of `configure`: the fields of `Settings`, each optional."""
+
+    index: str | None
+    retention: int | Callable[[Recording], int | None]
+    default_mode: Mode
+    bump_every: float
+    payload_size_limit: int
+    context: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    serializer: str | Callable[[Any], str]
+    error_handler: Callable[[BaseException], None] | None
+    gzip: bool
+    redaction: Redactor | bool
+    spool: str | None
+    spool_limit: int
+    exit_timeout: float
+    fsync: bool
+    max_spans: int
+    span_events: int
+    span_value_limit: int
+    events_budget: int
+    tracer_provider: TracerProvider | None
+
+
+class Location(NamedTuple):
+    """What a URL names: what makes the store, the archive's URI, the index beside it, the spool's folder."""
+
+    store: Callable[[], Store]
+    uri: str
+    index: str
+    spool: Path | None
+
+
+_delivery: Delivery | None = None
+_lock = threading.RLock()
+
+
+def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[Changes]) -> Archive:
+    """Set up this process, and give the archive that it records into. May be called again.
+
+    Args:
+        archive: URL of the archive (`./traces`, `file:///var/traces`, `memory:`); None: `TRIFLE_ARCHIVE`, else `./traces`.
+        changes: the settings, see `Settings`. Each that is not given is read from the environment variable of its
+            name in capitals after `TRIFLE_`, and has a default otherwise.
+
+    Raises `ConfigurationError` for a setting or URL that is unknown or wrong, and for an archive that cannot be
+    written; it names what is allowed. A locked index is no error: traces wait for it in the spool.
+    """
+    global _delivery  # noqa: PLW0603 - what this process is set up with
+    settings = make_settings(archive, dict(changes))
+    with _lock:
+        opened, delivery, runtime = _set_up(settings)
+        before, _delivery = _delivery, delivery
+        install(runtime)
+    if before is not None:
+        before.shutdown(settings.exit_timeout)
+    return opened
+
+
+def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any]) -> Settings:
+    """Settings from arguments, the environment and defaults, checked. Raises `ConfigurationError`."""
+    known = {field.name: field for field in dataclasses.fields(Settings)}
+    for name in changes:
+        if name not in known:
+            raise ConfigurationError(f"no setting {name!r}; {_meant(name, known)}")
+    values = {**_from_opentelemetry(), **_from_environment(known), **changes}
+    if archive is not None:
+        values["archive"] = os.fspath(archive)
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def open_archive(archive: str | os.PathLike[str], index: str | None = None) -> Archive:
+    """The archive at a URL, with the index beside it or at another URL. Raises `ConfigurationError`."""
+    from trifle_otel.archive import Archive
+
+    location = locate(os.fspath(archive))
+    opened = Archive(location.store(), open_index(index or location.index), url=location.uri)
+    opened.spool = location.spool
+    return opened
+
+
+def locate(archive: str) -> Location:
+    """What the URL of an archive names. Raises `ConfigurationError`."""
+    scheme, path = _parse(archive, f"archive {archive!r}")
+    if scheme in ("", "file"):
+        from trifle_otel.stores.files import FileStore
+
+        folder = Path(path).expanduser().absolute()
+        uri = f"file://{quote(folder.as_posix())}"
+        return Location(lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool")
+    if scheme == "memory":
+        from trifle_otel.stores.memory import MemoryStore
+
+        return Location(lambda: _shared(MemoryStore, path), archive, archive, None)
+    raise ConfigurationError(f"archive {archive!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
+
+
+def open_index(index: str) -> Index:
+    """The index at a URL. Raises `ConfigurationError`."""
+    scheme, path = _parse(index, f"index {index!r}")
+    if scheme == "sqlite":
+        from trifle_otel.indexes.sqlite import SQLiteIndex
+
+        return SQLiteIndex(Path(path).expanduser().absolute())
+    if scheme == "memory":
+        from trifle_otel.indexes.memory import MemoryIndex
+
+        return _shared(MemoryIndex, path)
+    raise ConfigurationError(f"index {index!r} has an unknown scheme {scheme!r}; it is {INDEXES}")
+
+
+def default_archive() -> str:
+    """What commands read where no archive is named."""
+    return os.environ.get("TRIFLE_ARCHIVE") or "./traces"
+
+
+def default_index() -> str | None:
+    """The index of commands where none is named; None: the one beside the archive."""
+    return os.environ.get("TRIFLE_INDEX") or None
+
+
+def configure_from_environment() -> None:
+    """At first use: set up what `TRIFLE_ARCHIVE` names, if it is set."""
+    if _delivery is None and os.environ.get("TRIFLE_ARCHIVE"):
+        configure()
+
+
+def _set_up(settings: Settings) -> tuple[Archive, Delivery, Runtime]:
+    from trifle_otel.delivery import Delivery
+
+    archive = open_archive(settings.archive, settings.index)
+    _prepare(archive)
+    runtime = Runtime(settings, None)
+    archive.spool = Path(settings.spool).expanduser().absolute() if settings.spool else archive.spool
+    spool = _open_spool(archive.spool, settings)
+    delivery = Delivery(archive, spool, settings, runtime.troubles)
+    runtime.sink = delivery
+    archive.before_reading = lambda: delivery.flush(READ_WAIT)
+    if spool is not None:
+        delivery.shipper.start()
+    return archive, delivery, runtime
+
+
+def _prepare(archive: Archive) -> None:
+    """Create what is missing, and prove that the archive can be written."""
+    try:
+        archive.store.setup()
+        archive.store.check()
+    except StoreUnavailable as error:
+        if not archive.store.remote:
+            raise ConfigurationError(f"the archive {archive.url} cannot be written: {error}") from error
+        logger.warning("the archive %s cannot be written now; traces wait in the spool: %s", archive.url, error)
+    try:
+        archive.index.setup()
+    except StoreUnavailable as error:
+        logger.warning("the index of %s cannot be written now; rows wait: %s", archive.url, error)
+
+
+def _open_spool(folder: Path | None, settings: Settings) -> Spool | None:
+    """A spool where it can be written: in its place, else in the user's state folder, else none but memory."""
+    if folder is None:
+        return None
+    from platformdirs import user_state_path
+
+    from trifle_otel.spool import Spool
+
+    for root in (folder, user_state_path("trifle_otel") / "spool"):
+        spool = Spool(root, fsync=settings.fsync)
+        try:
+            spool.open()
+        except OSError as error:
+            logger.warning("the spool %s cannot be written: %s", root, error)
+        else:
+            return spool
+    logger.warning("no spool can be written: what waits for the archive is in memory, and lost if the process dies")
+    return None
+
+
+def _parse(url: str, what: str) -> tuple[str, str]:
+    """Scheme ('' for a path) and path of a URL."""
+    if ":" not in url or os.path.isabs(url) or url.startswith("."):
+        if not url:
+            raise ConfigurationError("the archive has no name; it is " + ARCHIVES)
+        return "", url
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} is not a URL: {error}") from error
+    if len(parts.scheme) == 1:  # a drive letter
+        return "", url
+    if parts.query or parts.fragment:
+        raise ConfigurationError(f"{what} has options; {parts.scheme}: takes none")
+    if parts.scheme in ("file", "sqlite"):
+        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
+            raise ConfigurationError(f"{what} names no path; write three slashes, as in {parts.scheme}:///var/traces")
+        return parts.scheme, unquote(parts.path if not parts.path.startswith("//") else parts.path[1:])
+    return parts.scheme, parts.path
+
+
+_memories: dict[tuple[type, str], Any] = {}
+
+
+def _shared(kind: type[Any], name: str) -> Any:
+    """What `memory:` names is shared in this process, so that what was recorded can be read."""
+    with _lock:
+        return _memories.setdefault((kind, name), kind())
+
+
+def _meant(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}There are {', '.join(sorted(known))}"
+
+
+def _from_environment(known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in os.environ.items():
+        if not variable.startswith(PREFIX) or variable in _NO_SETTINGS:
+            continue
+        name = variable[len(PREFIX) :].lower()
+        if name not in known or name in _IN_CODE_ALONE:
+            logger.warning("the environment variable %s is no setting; %s", variable, _meant(name, known))
+        elif text:
+            values[name] = _parsed(variable, text, known[name].default)
+    return values
+
+
+def _parsed(variable: str, text: str, default: object) -> Any:
+    try:
+        if isinstance(default, bool):
+            return _BOOLEANS[text.strip().lower()]
+        if isinstance(default, int) and not variable.endswith(("_EVERY", "_TIMEOUT")):
+            return int(text)
+        if isinstance(default, int | float):
+            return float(text)
+    except (ValueError, KeyError) as error:
+        kind = "true or false" if isinstance(default, bool) else "a number"
+        raise ConfigurationError(f"{variable}={text!r} is not {kind}") from error
+    return text
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _from_opentelemetry() -> dict[str, Any]:
+    """The SDK's own limits and the service's name, from the variables that OpenTelemetry defines."""
+    values: dict[str, Any] = {}
+    events = _number("OTEL_SPAN_EVENT_COUNT_LIMIT")
+    if events is not None:
+        values["span_events"] = events
+    lengths = [_number(name) for name in ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT")]
+    given = [length for length in lengths if length]
+    if given:
+        values["span_value_limit"] = min([2048, *given])
+    return values
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _check(settings: Settings) -> None:
+    """Refuse values that would only show when a job runs."""
+    rules = {
+        "default_mode": (settings.default_mode in ("live", "deferred"), "'live' or 'deferred'"),
+        "retention": (callable(settings.retention) or _at_least(settings.retention, 1), "whole days from 1, or a callable"),
+        "bump_every": (_at_least(settings.bump_every, 0.01), "seconds from 0.01"),
+        "payload_size_limit": (_at_least(settings.payload_size_limit, 1024), "bytes from 1024"),
+        "spool_limit": (_at_least(settings.spool_limit, 1), "bytes from 1"),
+        "exit_timeout": (_at_least(settings.exit_timeout, 0), "seconds from 0"),
+        "max_spans": (_at_least(settings.max_spans, 0), "a number from 0"),
+        "span_events": (_at_least(settings.span_events, 0), "a number from 0"),
+        "span_value_limit": (_at_least(settings.span_value_limit, 1), "bytes from 1"),
+        "events_budget": (_at_least(settings.events_budget, 0), "bytes from 0"),
+        "redaction": (isinstance(settings.redaction, bool | Redactor), "True, False or a Redactor"),
+        "serializer": (
+            callable(settings.serializer) or settings.serializer in ("repr", "str", "json"),
+            "'repr', 'str', 'json' or a callable",
+        ),
+        "context": (callable(settings.context) or isinstance(settings.context, Mapping), "a mapping or a callable"),
+        "error_handler": (settings.error_handler is None or callable(settings.error_handler), "a callable or None"),
+    }
+    for name, (holds, allowed) in rules.items():
+        if not holds:
+            raise ConfigurationError(f"{name}={getattr(settings, name)!r} is not allowed; it is {allowed}")
+
+
+def _at_least(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+
+
+def _at_exit() -> None:
+    if _delivery is not None:
+        _delivery.shutdown(_delivery.settings.exit_timeout)
+
+
+at_first_use(configure_from_environment)
+atexit.register(_at_exit)

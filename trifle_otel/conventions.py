@@ -1,0 +1,87 @@
+"""The names of our span attributes and events, each with what it means.
+
+Nothing is computed here. The table in the README is checked against `ATTRIBUTES` and `EVENTS`
+by a test. Names that OpenTelemetry defines (`exception.*`, `error.type`) are used as they are.
+"""
+
+from __future__ import annotations
+
+# Attributes of spans.
+KEY = "trifle.key"
+MODE = "trifle.mode"
+META = "trifle.meta"
+TAGS = "trifle.tags"
+RETENTION = "trifle.retention"
+ARCHIVE = "trifle.archive"
+LINES = "trifle.lines"
+LINES_OMITTED = "trifle.lines_omitted"
+BLOCKS_OMITTED = "trifle.blocks_omitted"
+STATE = "trifle.state"
+REFERENCE = "trifle.reference"
+
+# Attributes of events.
+TEXT = "trifle.text"
+TEXT_SIZE = "trifle.text_size"
+TEXT_REF = "trifle.text_ref"
+TYPE = "trifle.type"
+LINE = "trifle.line"
+RESULT = "trifle.result"
+RESULT_SIZE = "trifle.result_size"
+RESULT_REF = "trifle.result_ref"
+PREVIOUS_STATE = "trifle.previous_state"
+ARTIFACT = "trifle.artifact"
+ARTIFACT_SIZE = "trifle.artifact_size"
+ARTIFACT_REF = "trifle.artifact_ref"
+
+# OpenTelemetry's own.
+EXCEPTION_EVENT = "exception"
+EXCEPTION_TYPE = "exception.type"
+EXCEPTION_MESSAGE = "exception.message"
+EXCEPTION_STACKTRACE = "exception.stacktrace"
+ERROR_TYPE = "error.type"
+
+# Events. Each is named like the attribute that carries what it is about.
+TEXT_EVENT = TEXT
+RESULT_EVENT = RESULT
+STATE_EVENT = STATE
+ARTIFACT_EVENT = ARTIFACT
+
+MAX_NAME = 100
+"""Characters in the name of a span."""
+
+MAX_VALUE = 2048
+"""Bytes of UTF-8 in an attribute's value: Tempo cuts longer ones, in the middle of a character and silently."""
+
+EVENTS = {
+    TEXT_EVENT: "a line or a section's head",
+    RESULT_EVENT: "the result of the block whose span this is",
+    STATE_EVENT: "the state of the trace was set by fail(), warn() or succeed()",
+    ARTIFACT_EVENT: "an artifact was stored",
+    EXCEPTION_EVENT: "an exception left a block or the trace; once for each exception",
+}
+
+ATTRIBUTES = {
+    KEY: "span of the trace: its key",
+    MODE: "span of the trace: `live` or `deferred`",
+    META: "span of the trace: `meta` as JSON",
+    TAGS: "span of the trace: its tags, a list",
+    RETENTION: "span of the trace: days that the payload is kept",
+    ARCHIVE: "span of the trace: URI of the trace's folder in the archive",
+    LINES: "span of the trace: lines in the archive",
+    LINES_OMITTED: "any of our spans: lines that are in the archive alone; on the span of the trace, of the whole trace",
+    BLOCKS_OMITTED: "span of the trace: blocks that have no span of their own",
+    STATE: "span: state of the trace or, where it is not success, of the block; event: state of the line",
+    REFERENCE: "span of the trace: the archive's reference",
+    TEXT: "the message, at most 2,048 bytes",
+    TEXT_SIZE: "bytes of the whole message, where it was shortened",
+    TEXT_REF: "`<reference>#<line>`: where the whole message is, where it was shortened",
+    TYPE: "`text` or `head`",
+    LINE: "number of the line in the archive, from 1",
+    RESULT: "the serialised result, at most 2,048 bytes",
+    RESULT_SIZE: "bytes of the whole result, where it was shortened",
+    RESULT_REF: "`<reference>#<line>`: where the whole result is, where it was shortened",
+    PREVIOUS_STATE: "the state before",
+    ARTIFACT: "the artifact's name",
+    ARTIFACT_SIZE: "bytes of the artifact",
+    ARTIFACT_REF: "`<reference>/artifacts/<name>`: where it is in the archive",
+}

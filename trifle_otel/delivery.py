@@ -1,0 +1,275 @@
+"""From a recording in memory to a parcel on local disk: what makes a trace durable before its `with` returns.
+
+Where the disk refuses, memory holds it. What becomes of parcels is `shipper`'s business, their
+layout on disk `spool`'s, and the bytes come from `packing`. A small clock thread flushes traces
+that are running, so that one that hangs or dies has left what it recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
+from trifle_otel.packing import pack, record_of
+from trifle_otel.recording import Recording, open_recordings
+from trifle_otel.records import RUNNING, Folder, TraceRecord, empty_counters
+from trifle_otel.runtime import Troubles, announce
+from trifle_otel.shipper import Shipper
+from trifle_otel.spool import IGNORED, Parcel, Spool, remove_journals, save
+
+if TYPE_CHECKING:
+    from trifle_otel.archive import Archive
+    from trifle_otel.settings import Settings
+
+FIRST_BUMP: Final = 1.0  # seconds after which a trace that is still running is first flushed
+MEMORY_FILE: Final = 16 << 20  # bytes of a source file that memory takes where the disk refuses
+
+
+@dataclass(slots=True)
+class Held:
+    """What a running trace has handed over: files in its folder of the spool, or in memory where that fails."""
+
+    folder: str | None = None
+    files: dict[str, bytes | Path] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)  # artifacts that no bump has taken along yet
+    size: int = 0
+    bumped: bool = False
+    journaled: int = 0  # lines of a deferred trace that its journal has
+    journal: list[str] = field(default_factory=list)  # messages that only the journal refers to
+
+
+class Delivery:
+    """The sink of a configured process."""
+
+    def __init__(self, archive: Archive, spool: Spool | None, settings: Settings, troubles: Troubles) -> None:
+        self.archive = archive
+        self.settings = settings
+        self.troubles = troubles
+        self.spool = spool
+        self.shipper = Shipper(archive.store, archive.index, spool, troubles, limit=settings.spool_limit)
+        self._clock: threading.Thread | None = None
+        self._stopped = threading.Event()
+        _deliveries.add(self)
+
+    def place(self, recording: Recording) -> str | None:
+        """See `runtime.Sink`."""
+        recording.spooled = Held()
+        if self._clock is None:
+            self._start_clock()
+        return self.archive.store.pick_bucket()
+
+    def uri(self, recording: Recording) -> str | None:
+        """See `runtime.Sink`."""
+        folder = Folder(recording.settle_retention(), recording.key, recording.reference, recording.bucket)
+        return f"{self.archive.url}/{folder.path}" if self.archive.url else None
+
+    def finish(self, recording: Recording) -> None:
+        """See `runtime.Sink`."""
+        try:
+            with recording.packing:
+                self._finish(recording)
+        except Exception as error:  # ours: the job goes on
+            self.troubles.report("a trace was lost when it ended", error)
+
+    def bump(self, recording: Recording) -> None:
+        """See `runtime.Sink`."""
+        try:
+            with recording.packing:
+                if recording.lines is None or recording.ignored:
+                    return
+                recording.bumped = time.monotonic()
+                if recording.mode == "live":
+                    self._bump(recording)
+                else:
+                    self._journal(recording)
+            announce("bump", recording)
+        except Exception as error:  # ours: the job goes on
+            self.troubles.report("a running trace could not be flushed", error)
+
+    def artifact(self, recording: Recording, name: str, source: bytes | Path, cleanup: bool) -> int:
+        """See `runtime.Sink`."""
+        held: Held = recording.spooled
+        stored = artifact_name(name)
+        try:
+            if isinstance(source, Path) and not source.is_file():
+                raise FileNotFoundError(f"no file {source}")
+            with recording.packing:
+                size = self._keep(held, recording, stored, source)
+                held.fresh.append(stored)
+                held.size += size
+            if cleanup and isinstance(source, Path):
+                source.unlink()
+        except Exception as error:  # the source cannot be read, or neither disk nor memory takes it
+            self.troubles.report("an artifact could not be kept", error)
+            return -1
+        return size
+
+    def flush(self, timeout: float) -> bool:
+        """See `runtime.Sink`."""
+        return self.shipper.flush(timeout)
+
+    def shutdown(self, timeout: float) -> bool:
+        """See `runtime.Sink`."""
+        self._stopped.set()
+        done = self.shipper.close(timeout)
+        if self.spool is not None and done:
+            self.spool.close()
+        return done
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing that the parent holds is ours."""
+        if self.spool is not None:
+            self.spool.forget()
+        self.shipper.after_fork()
+        self._clock = None
+        self._stopped = threading.Event()
+
+    def _finish(self, recording: Recording) -> None:
+        held: Held = recording.spooled
+        lines = recording.take()
+        if recording.ignored:
+            self._ignore(recording, held)
+            return
+        if held.journaled:  # written whole now: what the journal counted does not count
+            recording.parts = recording.length = 0
+            recording.counters = empty_counters()
+        files: dict[str, bytes] = {}
+        if lines:
+            part = pack(recording, lines)
+            files = {**part.artifacts, part.name: part.data}
+        record = record_of(recording, recording.state, time.time_ns())
+        size = self._save(recording, held, files, encode_record(record))
+        local = None if held.folder is None else Path(held.folder)
+        self.shipper.put(Parcel(record, local, held.files, size=held.size + size))
+
+    def _save(self, recording: Recording, held: Held, files: dict[str, bytes], record: bytes) -> int:
+        if self.spool is not None and not held.files:
+            try:
+                if held.folder is None:
+                    held.folder = self.spool.folder(recording.reference)
+                size = save(self.spool, held.folder, files, record)
+                if held.journaled:
+                    remove_journals(held.folder)
+                    for name in held.journal:
+                        os.unlink(f"{held.folder}/{name}")
+                return size
+            except OSError as error:
+                self.troubles.report("the spool cannot be written; traces are held in memory", error)
+        held.files.update(files)
+        return sum(map(len, files.values()))
+
+    def _ignore(self, recording: Recording, held: Held) -> None:
+        if not held.bumped or recording.mode != "live":
+            if held.folder is not None:
+                shutil.rmtree(held.folder, ignore_errors=True)
+            return
+        record = record_of(recording, recording.state, time.time_ns())
+        if held.folder is not None and self.spool is not None:
+            try:
+                self.spool.write(held.folder, IGNORED, b"{}")
+            except OSError as error:
+                self.troubles.report("the spool cannot be written; traces are held in memory", error)
+        local = None if held.folder is None else Path(held.folder)
+        self.shipper.put(Parcel(record, local, kind="ignored"))
+
+    def _bump(self, recording: Recording) -> None:
+        """Flush a live trace: its next part, and a record that says how far it is."""
+        held: Held = recording.spooled
+        lines = recording.take()
+        names = held.fresh
+        held.fresh = []
+        if lines:
+            part = pack(recording, lines)
+            for name, data in {**part.artifacts, part.name: part.data}.items():
+                self._keep(held, recording, name, data)
+                names.append(name)
+        record = record_of(recording, RUNNING, time.time_ns())
+        self._keep_record(held, recording, record)
+        held.bumped = True
+        files = {name: held.files.pop(name) for name in names if name in held.files}
+        local = None if held.folder is None else Path(held.folder)
+        self.shipper.put(Parcel(record, local, files, names=tuple(names), kind="bump"))
+
+    def _journal(self, recording: Recording) -> None:
+        """Note what a deferred trace has recorded so far on local disk, and there alone."""
+        held: Held = recording.spooled
+        lines = (recording.lines or [])[held.journaled :]
+        if self.spool is None or (not lines and held.journaled):
+            return
+        part = pack(recording, lines)
+        held.journaled += len(lines)
+        for name, data in part.artifacts.items():
+            held.journal.append(name)
+            self._keep(held, recording, name, data)
+        self._keep(held, recording, part.name.replace("data_", "journal_", 1), part.data)
+        self._keep_record(held, recording, record_of(recording, RUNNING, time.time_ns()))
+
+    def _keep(self, held: Held, recording: Recording, name: str, source: bytes | Path) -> int:
+        """Keep a file of a running trace; gives its size in bytes. Raises `OSError` where nothing takes it."""
+        if self.spool is not None and not held.files:
+            try:
+                if held.folder is None:
+                    held.folder = self.spool.folder(recording.reference)
+                if isinstance(source, Path):
+                    return self.spool.copy(held.folder, name, source)
+                self.spool.write(held.folder, name, source)
+                return len(source)
+            except OSError as error:
+                self.troubles.report("the spool cannot be written; traces are held in memory", error)
+        if isinstance(source, Path):
+            if source.stat().st_size > MEMORY_FILE:
+                raise OSError(f"{source} is too large to be held in memory while the spool cannot be written")
+            source = source.read_bytes()
+        held.files[name] = source
+        return len(source)
+
+    def _keep_record(self, held: Held, recording: Recording, record: TraceRecord) -> None:
+        if self.spool is None or held.files:
+            return
+        try:
+            if held.folder is None:
+                held.folder = self.spool.folder(recording.reference)
+            self.spool.replace(held.folder, RECORD_NAME, encode_record(record))
+        except OSError as error:
+            self.troubles.report("the spool cannot be written; traces are held in memory", error)
+
+    def _start_clock(self) -> None:
+        clock = threading.Thread(target=self._tick, name="trifle-clock", daemon=True)
+        try:
+            clock.start()
+        except RuntimeError as error:  # at the interpreter's end
+            self.troubles.report("the clock thread could not be started", error)
+        self._clock = clock
+
+    def _tick(self) -> None:
+        every = self.settings.bump_every
+        stopped = self._stopped
+        while not stopped.wait(min(FIRST_BUMP, every) / 2):
+            now = time.monotonic()
+            for recording in open_recordings():
+                if recording.runtime.sink is not self:
+                    continue
+                age = now - recording.started / 1e9
+                since = now - recording.bumped if recording.bumped else age + every - min(FIRST_BUMP, every)
+                if since >= every:
+                    self.bump(recording)
+
+
+_deliveries: weakref.WeakSet[Delivery] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for delivery in list(_deliveries):
+        delivery.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+

@@ -1,0 +1,238 @@
+"""An index in one SQLite file, written by several processes at once.
+
+Connections and transactions live here. The tables and how records become rows are in `sqlite_rows`,
+how a search walks through them is in `sqlite_search`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from trifle_otel.encoding import clean_text
+from trifle_otel.errors import DamagedArchive, StoreUnavailable
+from trifle_otel.indexes import sqlite_rows as rows
+from trifle_otel.indexes.contract import Index, latest
+from trifle_otel.indexes.sqlite_search import search
+from trifle_otel.records import Query, TraceRecord
+
+_PRAGMAS = (
+    "PRAGMA synchronous = NORMAL",  # against the death of the process, not of the machine: as everywhere, no fsync
+    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA cache_size = -32000",
+)
+
+
+class _Opened(NamedTuple):
+    connection: sqlite3.Connection
+    identity: tuple[int, int] | None  # of the file
+
+
+_inherited: list[_Opened] = []  # a forked child may not even close its parent's connections
+
+
+class SQLiteIndex(Index):
+    """Records in a file of SQLite (WAL).
+
+    Connections are taken from a pool, one for each call that runs. A forked child opens its own.
+
+    Args:
+        path: the file; made, with its folder, when first written to. Reading one that is not there finds nothing.
+        timeout: seconds to wait for another process's lock before `StoreUnavailable`.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = 5.0) -> None:
+        self.path = Path(path)
+        self._timeout = timeout
+        self._lock = threading.Lock()  # guards _idle and _pid
+        self._idle: list[_Opened] = []
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"SQLiteIndex({str(self.path)!r})"
+
+    def setup(self) -> None:
+        """Make the file and its tables, or bring an older version's up to date."""
+        with self._connection(create=True):
+            pass
+
+    def put(self, records: Sequence[TraceRecord]) -> None:
+        """Insert or replace records in one transaction."""
+        values = [rows.row_of(record) for record in latest(records)]
+        with self._transaction() as connection:
+            for start, size in _batches(len(values)):
+                chunk = [value for row in values[start : start + size] for value in row]
+                connection.execute(rows.insert(size), chunk)
+
+    def find(self, reference: str) -> TraceRecord | None:
+        """The record of that reference, or None."""
+        sql = f"SELECT {rows.COLUMNS} FROM traces WHERE reference = ?"
+        with self._reading() as connection:
+            row = connection and connection.execute(sql, (clean_text(reference),)).fetchone()
+        return rows.record_of(row) if row else None
+
+    def search(self, query: Query) -> list[TraceRecord]:
+        """The newest records that match."""
+        with self._reading() as connection:
+            return search(connection, query) if connection else []
+
+    def delete(self, references: Sequence[str]) -> None:
+        """Forget these records."""
+        with self._transaction() as connection:
+            connection.executemany("DELETE FROM traces WHERE reference = ?", [(clean_text(each),) for each in references])
+
+    def expired(self, now: datetime, limit: int = 1000) -> list[TraceRecord]:
+        """Records whose time is over, the oldest first."""
+        sql = f"SELECT {rows.COLUMNS} FROM traces WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+        with self._reading() as connection:
+            if connection is None:
+                return []
+            return [rows.record_of(row) for row in connection.execute(sql, (rows.micros(now), limit))]
+
+    def repair(self) -> None:
+        """Set a file that cannot be read aside, as `<name>.damaged`, and make a new one in its place."""
+        try:
+            with self._connection(create=True) as connection:
+                if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                    raise sqlite3.DatabaseError("the check found damage")
+        except DamagedArchive:
+            self.close()
+            for suffix in ("-wal", "-shm"):
+                _rename(f"{self.path}{suffix}", None)
+            _rename(str(self.path), f"{self.path}.damaged")
+            self.setup()
+
+    def close(self) -> None:
+        """Close the connections that are idle; those in use close with their call's end."""
+        with self._lock:
+            idle, self._idle = self._take_idle(), []
+        for each in idle:
+            each.connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connection(create=True) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection within a read transaction; None where there is no index yet."""
+        if not self.path.exists():
+            yield None
+            return
+        with self._connection(create=False) as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _connection(self, *, create: bool) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            opened = self._idle_connection() or self._connect(create)
+            try:
+                yield opened.connection
+            except BaseException:
+                opened.connection.close()  # rolls back, and drops whatever state the failure has left
+                raise
+            with self._lock:
+                self._idle.append(opened)
+
+    def _idle_connection(self) -> _Opened | None:
+        """A connection to the file that is there now: it may have been deleted, or set aside and made anew."""
+        identity = _identity(self.path)
+        while True:
+            with self._lock:
+                idle = self._take_idle()
+                if not idle:
+                    return None
+                opened = idle.pop()
+            if opened.identity == identity:
+                return opened
+            opened.connection.close()
+
+    def _take_idle(self) -> list[_Opened]:
+        """The idle connections of this process. The lock is held."""
+        if self._pid != os.getpid():
+            _inherited.extend(self._idle)
+            self._idle, self._pid = [], os.getpid()
+        return self._idle
+
+    def _connect(self, create: bool) -> _Opened:
+        if create:
+            self._make_folder()
+        uri = self.path.absolute().as_uri()
+        try:
+            return self._open(f"{uri}?mode={'rwc' if create else 'rw'}")
+        except sqlite3.OperationalError:
+            if create or os.access(self.path.parent, os.W_OK):
+                raise
+            # On a read-only disk nobody writes, and SQLite can make no lock of its own.
+            return self._open(f"{uri}?mode=ro&immutable=1")
+
+    def _open(self, uri: str) -> _Opened:
+        connection = sqlite3.connect(
+            uri,
+            uri=True,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+            rows.prepare_schema(connection, str(self.path), self._timeout)
+        except BaseException:
+            connection.close()
+            raise
+        return _Opened(connection, _identity(self.path))
+
+    def _make_folder(self) -> None:
+        try:
+            os.makedirs(self.path.parent, 0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot make the folder of the index {self.path}: {error.strerror}") from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(f"cannot use the index {self.path} now: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise DamagedArchive(
+                f"the index {self.path} is damaged ({error}); `trifle-otel reindex` makes it anew from the archive"
+            ) from error
+
+
+def _batches(count: int) -> Iterator[tuple[int, int]]:
+    """Where to cut `count` rows: few sizes, so that each one's statement is compiled once."""
+    start = 0
+    for size in (256, 64, 16, 4, 1):
+        while count - start >= size:
+            yield start, size
+            start += size
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _rename(path: str, target: str | None) -> None:
+    with suppress(FileNotFoundError):
+        if target is None:
+            os.unlink(path)
+        else:
+            os.replace(path, target)

@@ -1,0 +1,416 @@
+"""One execution in memory: a `Recording`, and the `Frame`s (the trace itself, its blocks) that lines are put in.
+
+No I/O here: where a recording goes is `runtime.Sink`'s business, what becomes of it on spans is
+`live_spans`', what its lines look like on disk is `packing`'s. What a job calls is in `calls`.
+
+The current frame lives in OpenTelemetry's context and nowhere else, so it follows that context
+into tasks, threads and copies. A context is never detached by token: leaving puts back what was
+current before, and only where ours still is current, since generators and tasks end in places
+where a token would be of another context.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Mapping
+from time import monotonic_ns, time_ns
+from typing import Any, Final
+
+from opentelemetry import trace as otel
+from opentelemetry.context import Context, attach, create_key, get_current
+
+from trifle_otel import live_spans
+from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
+from trifle_otel.references import new_reference, safe_key, safe_reference
+from trifle_otel.runtime import Runtime, announce
+from trifle_otel.settings import DEFAULT_RETENTION
+from trifle_otel.values import jsonable, text_of
+
+FRAME: Final = create_key("trifle-frame")
+
+# What a line is. `text`, `head` and `raw` are types of the format; a block's lines are stored as
+# one item for its opening and one for its closing and result, and a whole number is the size of an artifact.
+TEXT: Final = "text"
+HEAD: Final = "head"
+RAW: Final = "raw"
+OPEN: Final = "open"
+OPEN_HEAD: Final = "open head"
+CLOSE: Final = "close"
+STATE: Final = "state"  # a change of the trace's state: on spans alone, no line of the archive
+
+Line = tuple[int, str, str, "str | int", "Frame"]
+"""Unix time in nanoseconds, text, state, what it is, the frame that it belongs to."""
+
+OVERFLOW: Final = 20_000
+"""Lines that a live trace holds before they are flushed without waiting for the timer."""
+
+_open: dict[Recording, None] = {}
+
+
+class Frame:
+    """A place that lines are put in: a block, or (`RootFrame`) the trace itself."""
+
+    __slots__ = (
+        "before",
+        "below",
+        "events",
+        "level",
+        "message",
+        "ours",
+        "parent",
+        "recording",
+        "span",
+        "span_id",
+        "state",
+        "text",
+        "written",
+    )
+
+    def __init__(self, parent: Frame | None, recording: Recording, level: int, message: str, state: str) -> None:
+        self.parent = parent
+        self.recording = recording
+        self.level = level
+        self.message = message
+        self.state = state
+        self.text: str | None = None  # the result, serialised when it was given
+        self.span: Any = None
+        self.span_id: str | None = None
+        self.events: live_spans.Pending | None = None
+        self.written: str | None = None  # the message as it was stored, once it was
+
+    def result(self, value: Any) -> Any:
+        """Record the block's result, as it is now, and give it back."""
+        self.text = self.recording.serialize(value)
+        return value
+
+    def leave(self) -> None:
+        """End the block."""
+        self.close(self.state, None)
+        if get_current() is self.ours:
+            attach(self.before)
+
+    def returned(self, value: Any) -> None:
+        """End the block of a function that returned `value`."""
+        self.text = self.recording.serialize(value)
+        self.leave()
+
+    def leave_with(self, error: BaseException) -> None:
+        """End the block that an exception leaves."""
+        self.close(ERROR, error)
+        if get_current() is self.ours:
+            attach(self.before)
+
+    def close(self, state: str, error: BaseException | None) -> None:
+        """Record the block's closing line and result; once, whoever comes first."""
+        recording = self.recording
+        if recording.open.pop(self, None) is None:
+            return
+        text = self.text
+        line: Line = (time_ns(), recording.nothing if text is None else text, state, CLOSE, self)
+        lines = recording.lines
+        if lines is None:
+            recording.count_late(2)
+        elif recording.spans is None:
+            lines.append(line)
+        else:
+            recording.note(line, self.events if self.span is not None else None, 2)
+            live_spans.close(self, line[0], state, error)
+
+
+class RootFrame(Frame):
+    """The frame of the trace itself. Leaving it ends the trace."""
+
+    __slots__ = ()
+
+    def result(self, value: Any) -> Any:
+        """Record the result of the whole execution, and give it back."""
+        put(self, self.recording.serialize(value), SUCCESS, RAW)
+        return value
+
+    def returned(self, value: Any) -> None:
+        """End the trace of a function that returned `value`, which is no result of a block."""
+        del value
+        self.leave()
+
+    def leave(self) -> None:
+        self._end(None)
+
+    def leave_with(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            self.recording.end(error)
+        except Exception as fault:  # ours: it must not stand in for the job's own outcome
+            self.recording.runtime.troubles.report("a trace could not be ended", fault)
+        if get_current() is self.ours:
+            attach(self.before)
+
+
+class Recording:
+    """One execution: what is known about it, and the lines that are not stored yet.
+
+    `lines` is None once the trace has ended; lines that come later are counted in `late`. Appending to
+    the list needs no lock; `lock` guards the numbering of lines (which only spans need) and `packing`
+    guards what is stored: `parts`, `length`, `counters`.
+    """
+
+    def __init__(self, runtime: Runtime, key: str, *, mode: str, reference: str | None, meta: Any) -> None:
+        self.runtime = runtime
+        self.serialize = runtime.serialize
+        self.nothing = runtime.nothing
+        self.original_key = key if key.__class__ is str else text_of(key)
+        self.key = safe_key(key)
+        self.mode = mode
+        self.reference = new_reference() if reference is None else safe_reference(reference)
+        self.meta = meta
+        self.state = RUNNING
+        self.ignored = False
+        self.context: dict[str, Any] = {}
+        self.retention: int | None = None
+        self.bucket: str | None = None
+        self.trace_id = ""
+        self.span_id = ""
+        self.lines: list[Line] | None = []
+        self.rest: list[Line] = []
+        self.tags: dict[str, None] = {}
+        self.open: dict[Frame, Frame] = {}
+        self.late = 0
+        self.number = 0
+        self.lock = threading.Lock()
+        self.packing = threading.RLock()
+        self.spans: live_spans.LiveSpans | None = None
+        self.first_ns = time_ns()
+        self.started = monotonic_ns()
+        self.ended: int | None = None
+        self.length = 0
+        self.parts = 0
+        self.counters = empty_counters()
+        self.names: set[str] = set()
+        self.overflow = OVERFLOW if mode == "live" else 1 << 62
+        self.spooled: Any = None  # the sink's own: where it keeps what is not shipped yet
+        self.bumped = 0.0
+        self.root: RootFrame
+
+    @property
+    def duration(self) -> int:
+        """Milliseconds since the start, or that it took, on a monotonic clock."""
+        return ((self.ended or monotonic_ns()) - self.started) // 1_000_000
+
+    def begin(self, context: Context, span: live_spans.RootSpan) -> RootFrame:
+        """Make this trace current; `span` is its own, in a context of `context`."""
+        self.trace_id, self.span_id = span.trace_id, span.span_id
+        root = self.root = RootFrame(None, self, 0, self.key, SUCCESS)
+        root.span_id = span.span_id
+        if span.recording:
+            self.spans = live_spans.LiveSpans(self.runtime, span)
+            root.span = span.span
+            root.events = live_spans.Pending()
+        self.context.update(trace_id=span.trace_id, span_id=span.span_id)
+        _open[self] = None
+        root.before = context
+        root.ours = Context({**span.context, FRAME: root})
+        attach(root.ours)
+        put(root, f"Tracer has been initialized for {self.key}", SUCCESS, TEXT)
+        announce("liftoff", self)
+        return root
+
+    def note(self, line: Line, events: live_spans.Pending | None, count: int = 1) -> None:
+        """Append a line of a trace that has spans: numbered, so that its span can name its place."""
+        with self.lock:
+            lines = self.lines
+            if lines is None:
+                self.late += count
+                return
+            if line[3] is not STATE:
+                lines.append(line)
+                self.number += count
+            if events is not None:
+                events.add(self.number, line)
+
+    def unused_name(self, name: str) -> str:
+        """An artifact's name that this trace has not used yet: with a number where it has."""
+        with self.lock:
+            unused, number = name, 1
+            while unused in self.names:
+                number += 1
+                stem, dot, suffix = name.rpartition(".")
+                unused = f"{stem}-{number}{dot}{suffix}" if stem and "/" not in suffix else f"{name}-{number}"
+            self.names.add(unused)
+        return unused
+
+    def count_late(self, count: int = 1) -> None:
+        """Count lines that came after the end."""
+        with self.lock:
+            self.late += count
+        self.runtime.troubles.report("lines came after the end of their trace", amount=count)
+
+    def set_state(self, state: str, frame: Frame) -> None:
+        """Set the trace's state. The last word wins."""
+        previous, self.state = self.state, state
+        if frame.events is not None:
+            self.note((time_ns(), state, previous, STATE, frame), frame.events, 0)
+
+    def end(self, error: BaseException | None) -> None:
+        """End the trace: close what is open, innermost first, and hand it on. Only the first call counts."""
+        with self.lock:
+            if self.ended is not None or self.lines is None:
+                return
+            self.ended = monotonic_ns()
+        for frame in reversed(list(self.open)):
+            frame.close(frame.state if error is None else ERROR, error)
+        if error is not None:
+            self._record_exception(error)
+        announce("wrapup", self)
+        if self.state == RUNNING:
+            self.state = SUCCESS
+        self.settle_retention()
+        if self.spans is not None:
+            live_spans.finish(self, error)
+        _open.pop(self, None)
+        with self.packing:
+            self.rest, self.lines = self.lines, None
+        sink = self.runtime.sink
+        if sink is not None:
+            sink.finish(self)
+            if self.rest:  # another thread's, that had the list in its hands when the trace ended
+                self.count_late(len(self.rest))
+
+    def _record_exception(self, error: BaseException) -> None:
+        root = self.root
+        put(root, f"Exception: {exception_text(error)}", ERROR, TEXT)
+        put(root, traceback_text(error), SUCCESS, RAW)
+        self.set_state(ERROR, root)
+
+    def settle_retention(self) -> int:
+        """Fix the days that the payload is kept, where they are not fixed yet: given, or the setting's."""
+        if self.retention is None:
+            setting = self.runtime.settings.retention
+            try:
+                days = setting(self) if callable(setting) else setting
+                if days is None:
+                    self.ignored = True
+                self.retention = DEFAULT_RETENTION if days is None else int(days)
+            except Exception as error:  # users' code: the trace is kept all the same
+                self.runtime.troubles.report("the retention callable raised", error)
+                self.retention = DEFAULT_RETENTION
+        return self.retention
+
+    def context_in(self, context: Context) -> Context:
+        """`context` with this trace, and its span where it has one, as what is current."""
+        span = otel.get_current_span(self.root.ours)
+        if f"{span.get_span_context().span_id:016x}" == self.span_id:
+            context = otel.set_span_in_context(span, context)
+        return Context({**context, FRAME: self.root})
+
+    def take(self) -> list[Line]:
+        """The lines recorded since the last call. Called under `packing`."""
+        lines = self.rest if self.lines is None else self.lines
+        if not lines:
+            return []
+        count = len(lines)
+        taken = lines[:count]
+        del lines[:count]
+        return taken
+
+    def abandon(self) -> None:
+        """In a forked child: this trace is the parent's; nothing that is recorded here goes to it."""
+        self.lock = threading.Lock()
+        self.packing = threading.RLock()
+        self.lines = None
+        self.open = {}
+
+
+def put(frame: Frame, message: str, state: str, kind: str | int) -> None:
+    """Record a line in a frame."""
+    recording = frame.recording
+    lines = recording.lines
+    if lines is None:
+        recording.count_late()
+        return
+    line: Line = (time_ns(), message, state, kind, frame)
+    if frame.events is None:
+        lines.append(line)
+    else:
+        recording.note(line, frame.events)
+    if len(lines) > recording.overflow:
+        spill(recording)
+
+
+def spill(recording: Recording) -> None:
+    """Flush a live trace that holds many lines."""
+    sink = recording.runtime.sink
+    if sink is None:
+        recording.take()
+    else:
+        sink.bump(recording)
+
+
+def open_block(outer: Frame, context: Context, message: str, state: str, head: bool) -> Frame | None:
+    """Open a block in `outer` and make it current; None where the trace has ended."""
+    recording = outer.recording
+    lines = recording.lines
+    if lines is None:
+        recording.count_late()
+        return None
+    if message.__class__ is not str:
+        message = text_of(message)
+    frame = Frame(outer, recording, outer.level + 1, message, state)
+    now = time_ns()
+    frame.before = context
+    recording.open[frame] = frame
+    if recording.spans is None:
+        lines.append((now, message, state, OPEN_HEAD if head else OPEN, frame))
+        if len(lines) > recording.overflow:
+            spill(recording)
+    else:
+        context = live_spans.open_block(frame, outer, context, now)
+        recording.note((now, message, state, OPEN_HEAD if head else OPEN, frame), None)
+    frame.ours = ours = Context({**context, FRAME: frame})
+    attach(ours)
+    return frame
+
+
+def current_frame() -> Frame | None:
+    """The frame that is current in this context."""
+    frame = get_current().get(FRAME)
+    return frame if isinstance(frame, Frame) else None
+
+
+def exception_text(error: BaseException) -> str:
+    """What an exception says of itself; its type's name where it says nothing."""
+    return text_of(error) or type(error).__name__
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback with its causes, or a note of why there is none."""
+    try:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception as second:  # an exception whose own methods raise
+        return f"<traceback of {type(error).__name__} cannot be formatted: {type(second).__name__}>"
+
+
+def plain_context(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for a record's context: text keys, JSON-able values."""
+    merged: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.items():
+            merged[text_of(name)] = jsonable(value)
+    return merged
+
+
+def open_recordings() -> list[Recording]:
+    """The traces that are running in this process."""
+    return list(_open)
+
+
+def _abandon_all() -> None:
+    for recording in open_recordings():
+        recording.abandon()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

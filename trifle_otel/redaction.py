@@ -1,0 +1,343 @@
+"""Secrets out of texts and structures, before they reach a span or the disk.
+
+`Redactor.texts` screens all lines of a part in one pass: an automaton over a few literals says
+which lines can hold a secret, and only those meet the rules (`redaction_rules` for what is known
+by its form, `redaction_text` for what is known by its key). There are no rules about
+randomness: numbers, ids and hashes are the evidence that an archive is kept for.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import translate
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from trifle_otel import redaction_rules as forms
+from trifle_otel import redaction_text
+from trifle_otel.errors import UsageError
+from trifle_otel.redaction_keys import KEY_LITERALS, Key, KeyRules, is_kept, slug, words_of
+from trifle_otel.redaction_rules import marker
+
+try:
+    from ahocorasick_rs import BytesAhoCorasick, MatchKind
+except ImportError:  # older than 0.22, or not there: plain Python finds the same, some ten times slower
+    BytesAhoCorasick = MatchKind = None  # type: ignore[assignment, misc]
+
+CUSTOM_FAILED = marker("custom-failed")
+FAILED = marker("failed")
+
+_KEY, _CARD, _TOKEN, _SCHEME, _KEY_OR_CARD = range(5)
+_BETWEEN = "\0\0"  # two, so that what is found at the end of one text takes nothing from the next
+_PASSES = 4
+_SMALLEST_CARD, _LARGEST_CARD = 10**14, 10**16
+
+
+class Redactor:
+    """Replaces secrets by `[redacted:<rule>]`. Screening a screened text again changes nothing.
+
+    Args:
+        keys: more names of keys whose values are secret, also as the last words of a longer name
+            (`iban` covers `customer_iban` and `customerIban`).
+        values: more patterns of secrets: the rule's name, and a regular expression. They are
+            searched in every text, so their cost is the caller's.
+        safe: what is never redacted: names of keys, or values; in full, without regard to case, `*`
+            and `?` standing for anything.
+        custom: a last step, text to text, for every text. Where it raises, or returns no str, the
+            whole text becomes `[redacted:custom-failed]`: what it would have removed must not stay.
+        defaults: whether the built-in rules apply.
+
+    Raises:
+        UsageError: a pattern does not compile, or an argument is of a wrong kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        values: Mapping[str, str] | None = None,
+        safe: Iterable[str] = (),
+        custom: Callable[[str], str] | None = None,
+        defaults: bool = True,
+    ) -> None:
+        names = _strings("keys", keys)
+        self._safe = _Safe(_strings("safe", safe))
+        self._rules = KeyRules(names, self._safe, defaults=defaults)
+        self._patterns = [(slug(name), _compiled(name, pattern)) for name, pattern in (values or {}).items()]
+        self._custom = custom
+        self._defaults = defaults
+        words = [max(split, key=len) for split in map(words_of, names) if split]
+        self._foreign = _foreign([word for word in words if not word.isascii()])
+        self._finder = _Finder([word for word in words if word.isascii()], defaults=defaults)
+        self._each = bool(self._patterns or self._foreign or custom)
+
+    def text(self, text: str) -> str:
+        """One text without its secrets; the same object when nothing matched.
+
+        Raises nothing: where a rule of ours fails, the text becomes `[redacted:failed]`.
+        """
+        try:
+            screened = self._screened(text)
+        except Exception:
+            return FAILED
+        return screened if self._custom is None else self._customised(screened, self._custom)
+
+    def texts(self, texts: list[str]) -> list[str]:
+        """All texts without their secrets, in one pass; the same list object when nothing matched."""
+        try:
+            suspects: Iterable[int] = range(len(texts)) if self._each else self._suspects(texts)
+        except Exception:
+            suspects = range(len(texts))
+        result = texts
+        for row in suspects:
+            screened = self.text(texts[row])
+            if screened is not texts[row]:
+                result = list(texts) if result is texts else result
+                result[row] = screened
+        return result
+
+    def structure(self, value: Any) -> Any:
+        """A JSON-able structure without its secrets, by key and by value; the same object when nothing matched."""
+        try:
+            return self._structure(value)
+        except Exception:
+            return FAILED
+
+    def _structure(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return self._mapping(value)
+        if isinstance(value, (list, tuple)):
+            items = [self._structure(item) for item in value]
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        if isinstance(value, int) and _SMALLEST_CARD <= value < _LARGEST_CARD:
+            digits = str(value)
+            screened = self.text(digits)
+            return value if screened is digits else screened
+        return value
+
+    def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        changed = False
+        for key, member in value.items():
+            new_key = self.text(key) if isinstance(key, str) else key
+            new = self._member(key, member)
+            changed = changed or new is not member or new_key is not key
+            while new_key in result:
+                new_key += " "
+            result[new_key] = new
+        return result if changed else value
+
+    def _member(self, name: Any, member: Any) -> Any:
+        key = self._rules.find(name) if isinstance(name, str) and len(name) <= 200 else None
+        if key is None or member is None or isinstance(member, bool) or member in ({}, [], ()):
+            return self._structure(member)
+        return member if self._harmless(member, key) else marker(key.rule)
+
+    def _harmless(self, member: Any, key: Key) -> bool:
+        if isinstance(member, (dict, list, tuple)):
+            return False
+        return is_kept(str(member), key) or self._safe(str(member))
+
+    def _suspects(self, texts: list[str]) -> Iterable[int]:
+        """The rows that can hold a secret. This is the whole cost for most parts."""
+        joined = _BETWEEN.join(("", *texts, ""))
+        hits = self._finder.hits(joined)
+        rows: set[int] = set()
+        if hits:
+            ends = list(accumulate(len(text) + len(_BETWEEN) for text in texts))
+            rows.update(bisect_right(ends, hit.start - 1) for hit in hits)
+        if self._defaults and _may_hold_url(joined):
+            rows.update(row for row, text in enumerate(texts) if _may_hold_url(text))
+        return sorted(row for row in rows if row < len(texts))
+
+    def _screened(self, text: str) -> str:
+        for rule, pattern in self._patterns:
+            text = _replaced(text, rule, pattern, self._safe)
+        for _ in range(_PASSES):
+            screened = self._once(text)
+            if screened == text:
+                break
+            text = screened
+        return text
+
+    def _once(self, text: str) -> str:
+        hits = self._finder.hits(f"{_BETWEEN}{text}{_BETWEEN}")
+        screened = self._by_form(text, {hit.family for hit in hits}) if self._defaults else text
+        if screened is not text and screened != text:
+            hits = self._finder.hits(f"{_BETWEEN}{screened}{_BETWEEN}")
+        places = sorted(self._places(screened, hits))
+        return redaction_text.redact(screened, places, self._rules, self._safe) if places else screened
+
+    def _by_form(self, text: str, families: set[int]) -> str:
+        if "-----BEGIN" in text:
+            text = forms.private_keys(text, self._safe)
+        if _TOKEN in families:
+            text = forms.tokens(text, self._safe)
+        if _SCHEME in families:
+            text = forms.schemes(text, self._safe)
+        if _may_hold_url(text):
+            text = forms.url_credentials(text, self._safe)
+        if _CARD in families or _KEY_OR_CARD in families:
+            text = forms.cards(text, self._safe)
+        return text
+
+    def _places(self, text: str, hits: list[_Hit]) -> Iterator[tuple[int, int]]:
+        shift = len(_BETWEEN)
+        for hit in hits:
+            if hit.family == _KEY:
+                yield hit.start - shift, hit.end - shift
+            elif hit.family == _KEY_OR_CARD:
+                yield hit.start - shift + 1, hit.end - shift - 1  # without the blanks
+        for found in self._foreign.finditer(text) if self._foreign else ():
+            yield found.span()
+
+    @staticmethod
+    def _customised(text: str, custom: Callable[[str], str]) -> str:
+        try:
+            result = custom(text)
+        except Exception:
+            return CUSTOM_FAILED
+        if not isinstance(result, str):
+            return CUSTOM_FAILED
+        return text if result == text else str.__str__(result)
+
+
+class _Hit(NamedTuple):
+    """A literal in a text: of which rules it is, and where it stands (characters)."""
+
+    family: int
+    start: int
+    end: int
+
+
+class _Finder:
+    """Finds the literals without which no built-in rule can match, in a text made plain.
+
+    Plain means one byte for each character: letters in lower case, each digit a 0, a dot itself,
+    anything else a blank. So `API_KEY`, `api-key` and `apiKey` take two literals, and a card is a
+    literal too: blank, sixteen zeros, blank. The automaton scans some gigabytes a second; without
+    the package the same literals are searched one after the other.
+    """
+
+    def __init__(self, words: Iterable[str], *, defaults: bool) -> None:
+        families = dict(_default_literals()) if defaults else {}
+        for word in words:
+            families.setdefault(_plain(word), _KEY)
+        self._literals = list(families)
+        self._families = list(families.values())
+        self._automaton = None
+        if BytesAhoCorasick is not None and self._literals:
+            self._automaton = BytesAhoCorasick(self._literals, matchkind=MatchKind.LeftmostFirst)
+
+    def hits(self, text: str) -> list[_Hit]:
+        """Where the literals stand, in order of their start."""
+        plain = _plain(text)
+        if self._automaton is None:
+            return self._searched(plain)
+        found = self._automaton.find_matches_as_indexes(plain)
+        families = self._families
+        return [_Hit(families[index], start, end) for index, start, end in found]
+
+    def _searched(self, plain: bytes) -> list[_Hit]:
+        found: list[_Hit] = []
+        for literal, family in zip(self._literals, self._families, strict=True):
+            start = plain.find(literal)
+            while start >= 0:
+                found.append(_Hit(family, start, start + len(literal)))
+                start = plain.find(literal, start + 1)
+        return sorted(found, key=lambda hit: hit.start)
+
+
+class _Safe:
+    """The safe list, as a function: whether a key's name or a value is on it."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        lowered = [entry.lower() for entry in entries]
+        self._exact = {entry for entry in lowered if not set("*?") & set(entry)}
+        globs = [entry.replace("[", "[[]") for entry in lowered if entry not in self._exact]
+        self._globs = [re.compile(translate(glob)) for glob in globs]
+
+    def __call__(self, text: str) -> bool:
+        if not self._exact and not self._globs:
+            return False
+        text = text.lower()
+        return text in self._exact or any(glob.match(text) for glob in self._globs)
+
+
+def _default_literals() -> Iterator[tuple[bytes, int]]:
+    for literal in KEY_LITERALS:
+        yield _plain(literal), _KEY
+    yield b" pass ", _KEY_OR_CARD  # its last blank may be the first of a card
+    yield from ((_plain(literal), _TOKEN) for literal in ("eyj", *forms.VENDOR_LITERALS))
+    yield from ((literal, _SCHEME) for literal in (b"bearer", b"basic"))
+    for before in (b" ", b"n", b"r", b"t"):  # the letters: line breaks and tabs in a repr
+        yield before + b"0000 0000 0000 0000", _CARD
+        yield before + b"0000 000000 00000", _CARD
+        for digits in (b"0" * 16, b"0" * 15):
+            yield before + digits + b" ", _CARD
+            yield before + digits + b".", _CARD
+
+
+_PLAIN = (
+    bytes(
+        ord(chr(code).lower())
+        if chr(code).isalpha()
+        else 0x30
+        if chr(code).isdigit()
+        else 0x2E
+        if code == 0x2E
+        else 0x20
+        for code in range(128)
+    )
+    + b" " * 128
+)
+
+
+def _plain(text: str) -> bytes:
+    return text.encode("ascii", "replace").translate(_PLAIN)
+
+
+def _may_hold_url(text: str) -> bool:
+    return "@" in text and ("://" in text or ":\\/" in text)
+
+
+def _foreign(words: list[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, words)), re.IGNORECASE) if words else None
+
+
+def _strings(name: str, values: Iterable[str]) -> list[str]:
+    entries = [values] if isinstance(values, str) else list(values)
+    for entry in entries:
+        if not isinstance(entry, str) or not entry:
+            raise UsageError(f"{name} of the redaction must be texts that are not empty, not {entry!r}")
+    return entries
+
+
+def _compiled(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UsageError(f"the redaction's pattern {name!r} is no regular expression: {error}") from error
+
+
+def _replaced(text: str, rule: str, pattern: re.Pattern[str], allowed: Callable[[str], bool]) -> str:
+    """The text with all matches replaced; one that cuts into a marker takes it whole, one inside a marker is none."""
+    pieces: list[str] = []
+    done = 0
+    markers = [found.span() for found in forms.MARKER.finditer(text)] if "[redacted:" in text else []
+    for found in pattern.finditer(text):
+        start, end = found.span()
+        if start == end or start < done or allowed(found.group()):
+            continue
+        if any(begin <= start and end <= stop for begin, stop in markers):
+            continue
+        for begin, stop in markers:
+            if begin < end and start < stop:
+                start, end = min(start, begin), max(end, stop)
+        pieces += (text[done:start], marker(rule))
+        done = end
+    return "".join(pieces) + text[done:] if pieces else text

@@ -1,0 +1,167 @@
+"""What recording needs of its surroundings: the settings in force, where traces go, and where our own faults end.
+
+Recording itself is in `recording`; what reads the environment and names drivers is in `configuration`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from trifle_otel.redaction import Redactor
+from trifle_otel.settings import Settings
+from trifle_otel.values import serializer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trifle_otel.recording import Recording
+
+logger = logging.getLogger("trifle_otel")
+
+Event = Literal["liftoff", "bump", "wrapup"]
+EVENTS: tuple[Event, ...] = ("liftoff", "bump", "wrapup")
+
+LOG_EVERY = 60.0
+"""Seconds between two log lines about the same kind of trouble."""
+
+
+class Sink(Protocol):
+    """Where recordings go. No method raises, and none waits for a network."""
+
+    def place(self, recording: Recording) -> str | None:
+        """At the start of a trace: the bucket that it will be stored in, where there are buckets."""
+
+    def finish(self, recording: Recording) -> None:
+        """Make a finished trace durable. It is when this returns."""
+
+    def bump(self, recording: Recording) -> None:
+        """Make what a running trace has recorded so far durable, and let go of it."""
+
+    def artifact(self, recording: Recording, name: str, source: bytes | Path, cleanup: bool) -> int:
+        """Keep an artifact; gives its size in bytes, or -1 where it could not be kept (which is counted)."""
+
+    def uri(self, recording: Recording) -> str | None:
+        """URI of the trace's folder in the archive."""
+
+    def flush(self, timeout: float) -> bool:
+        """Ship what waits; True when all of it is shipped in time."""
+
+    def shutdown(self, timeout: float) -> bool:
+        """Ship what waits and stop; True when all of it is shipped in time."""
+
+
+class Troubles:
+    """Our own faults: counted by kind, handed to the error handler, logged at most once a minute for each kind."""
+
+    def __init__(self, handler: Callable[[BaseException], None] | None, clock: Callable[[], float] = time.monotonic):
+        self._handler = handler
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logged: dict[str, tuple[float, int]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def report(self, what: str, error: BaseException | None = None, amount: int = 1) -> None:
+        """Count `what` went wrong, and tell of it. Never raises."""
+        with self._lock:
+            self.counts[what] += amount
+            due = self._due(what)
+        if error is not None and self._handler is not None:
+            try:
+                self._handler(error)
+            except Exception as second:  # a handler of the user's: its own fault is logged beside ours
+                logger.warning("error_handler raised %r", second)
+        elif due:
+            logger.warning("%s (%d so far)%s", what, self.counts[what], f": {error!r}" if error is not None else "")
+
+    def _due(self, what: str) -> bool:
+        now = self._clock()
+        last = self._logged.get(what)
+        if last is not None and now - last[0] < LOG_EVERY:
+            return False
+        self._logged[what] = (now, self.counts[what])
+        return True
+
+
+class Runtime:
+    """The settings in force, worked out once, so that recording only reads attributes."""
+
+    def __init__(self, settings: Settings, sink: Sink | None) -> None:
+        self.settings = settings
+        self.sink = sink
+        self.troubles = Troubles(settings.error_handler)
+        self.serialize: Callable[[Any], str] = serializer(settings.serializer)
+        self.nothing = self.serialize(None)
+        self.redactor: Redactor | None = _redactor(settings.redaction)
+        self.pid = os.getpid()
+
+
+_callbacks: dict[Event, list[Callable[[Recording], object]]] = {event: [] for event in EVENTS}
+_runtime: Runtime | None = None
+_first_use: Callable[[], None] | None = None
+_lock = threading.RLock()
+
+
+def install(runtime: Runtime | None) -> Runtime | None:
+    """Put a runtime in force; gives the one that was before."""
+    global _runtime  # noqa: PLW0603 - the one place of this process's state
+    with _lock:
+        before, _runtime = _runtime, runtime
+    return before
+
+
+def at_first_use(configure: Callable[[], None]) -> None:
+    """What to call when something is recorded and nothing was configured; it may call `install`."""
+    global _first_use  # noqa: PLW0603
+    _first_use = configure
+
+
+def runtime() -> Runtime:
+    """The runtime in force; without configuration one that keeps no archive."""
+    return _runtime or _start()
+
+
+def _start() -> Runtime:
+    with _lock:
+        if _runtime is None:
+            try:
+                if _first_use is not None:
+                    _first_use()
+            except Exception as error:  # a wrong environment variable must not stop the job that it was meant to record
+                logger.warning("trifle_otel is not configured, nothing is archived: %s", error)
+            if _runtime is None:
+                install(Runtime(Settings(), None))
+        assert _runtime is not None
+        return _runtime
+
+
+def on(event: Event, callback: Callable[[Recording], object]) -> Callable[[Recording], object]:
+    """Call `callback` with the trace at its start (`liftoff`), at each flush (`bump`) or before it ends (`wrapup`).
+
+    A callback that raises is counted and logged; the job goes on. Gives the callback back.
+    Raises `ValueError` for another event.
+    """
+    if event not in _callbacks:
+        raise ValueError(f"no event {event!r}; there are {', '.join(EVENTS)}")
+    _callbacks[event].append(callback)
+    return callback
+
+
+def announce(event: Event, recording: Recording) -> None:
+    """Call the callbacks of an event."""
+    for callback in _callbacks[event]:
+        try:
+            callback(recording)
+        except Exception as error:  # users' code: it must not stop the job
+            recording.runtime.troubles.report(f"a {event} callback raised", error)
+
+
+def _redactor(redaction: Redactor | bool) -> Redactor | None:
+    if redaction is True:
+        return Redactor()
+    return redaction or None

@@ -1,0 +1,113 @@
+"""The contract of a payload store.
+
+A store keeps named bytes in the folders of traces (`records.Folder`). It knows nothing of
+parts, records or indexes; their names and bytes come from `encoding`. Its tests are
+`trifle_otel.testing.StoreContract`: a store of your own is one that passes them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from trifle_otel.errors import UsageError
+from trifle_otel.records import Folder
+
+ARTIFACTS = "artifacts"
+
+
+def checked_path(folder: Folder) -> str:
+    """`<retention>/<key>/<reference>`, after a look for whatever could lead out of it. Raises `UsageError`."""
+    if folder.retention < 0 or "/" in folder.reference:
+        raise UsageError(f"not the folder of a trace: {folder!r}")
+    return f"{folder.retention}/{_checked(folder.key)}/{_checked(folder.reference)}"
+
+
+def checked_name(name: str) -> str:
+    """`name`, where it is one segment or lies below `artifacts/`. Raises `UsageError`."""
+    first, slash, _ = name.partition("/")
+    if slash and first != ARTIFACTS:
+        raise UsageError(f"not a name in a trace's folder: {name!r}; it is one segment, or begins with {ARTIFACTS}/")
+    return _checked(name)
+
+
+@lru_cache(maxsize=4096)
+def _checked(path: str) -> str:
+    # Only what leads elsewhere is refused: archives of others hold names that `references` would not make.
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"unsafe path {path!r}: it is not valid Unicode") from error
+    for segment in path.split("/"):
+        if segment in ("", ".", "..") or "\0" in segment or (os.sep != "/" and os.sep in segment):
+            raise UsageError(f"unsafe path {path!r}: segments may not be empty, '.' or '..', or hold NUL")
+    return path
+
+
+class Store(ABC):
+    """Named bytes in folders.
+
+    Every method may be called from any thread. Names are relative, `/`-separated and already
+    made safe (`references.safe_name`); they are one segment, or begin with `artifacts/`. A store
+    refuses others (`UsageError`): `checked_path` and `checked_name` do that for every store.
+    Errors: `NotFound` where nothing of that name is there, `StoreUnavailable` for whatever may
+    pass (full, read-only, out of reach), with the driver's own error as its cause.
+    """
+
+    remote: bool = False
+    """Whether calls wait for a network: a store that does is never called while a job waits."""
+
+    def pick_bucket(self) -> str | None:
+        """The bucket for a new trace, or None where the store has no buckets."""
+        return None
+
+    @abstractmethod
+    def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
+        """Store `data` (bytes, or the contents of a file) under `name`: whole or not at all, replacing what is there."""
+
+    @abstractmethod
+    def open(self, folder: Folder, name: str) -> BinaryIO:
+        """A readable stream of what is stored under `name`; the caller closes it. Raises `NotFound`."""
+
+    @abstractmethod
+    def names(self, folder: Folder) -> list[str]:
+        """All names in a folder, `artifacts/…` included, sorted; empty where the folder is not there."""
+
+    @abstractmethod
+    def delete(self, folder: Folder) -> None:
+        """Delete a folder with all that is in it. Does nothing where it is not there."""
+
+    @abstractmethod
+    def folders(self) -> Iterator[Folder]:
+        """Every trace's folder, in no order; for rebuilding an index and for cleaning up."""
+
+    def take(self, folder: Folder, local: Path) -> None:
+        """Move a finished local folder in: its files become this folder's files, then `local` is gone.
+
+        `record.json` comes last, so that whoever sees it sees the rest. Calling it again after a
+        failure goes on where it stopped.
+        """
+        files = [path for path in local.rglob("*") if path.is_file()]
+        files.sort(key=lambda path: (path.name == "record.json", path.as_posix()))
+        for path in files:
+            self.write(folder, path.relative_to(local).as_posix(), path)
+        shutil.rmtree(local)
+
+    def setup(self) -> None:  # noqa: B027 - most stores need none
+        """Create what is missing, never harming what is there."""
+
+    def check(self) -> None:
+        """Prove by a test write and read that the store can be used. Raises `StoreUnavailable` or `ConfigurationError`."""
+        folder = Folder(1, ".trifle-check", "check", self.pick_bucket())
+        self.write(folder, "check.txt", b"check")
+        with self.open(folder, "check.txt") as stream:
+            stream.read()
+        self.delete(folder)
+
+    def close(self) -> None:  # noqa: B027 - most stores need none
+        """Let go of connections. The store may not be used afterwards."""

@@ -1,0 +1,269 @@
+"""A payload store in a folder of the local file system, laid out as Trifle's File driver does.
+
+Files appear whole or not at all, and symbolic links below the root are never followed: an
+archive may come from somebody else. What the files hold is not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.records import Folder
+from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
+
+_FOLDER_MODE = 0o700
+_FILE_MODE = 0o600
+_TRIES = 10  # a cleanup may remove an emptied parent between our making it and our using it
+_CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
+_RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
+_OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+# Without O_NONBLOCK, opening a named pipe that lies in a hostile archive would wait for ever.
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class FileStore(Store):
+    """Payloads as files below one folder.
+
+    Args:
+        root: the archive's folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._root = os.path.abspath(root)
+
+    def __repr__(self) -> str:
+        return f"FileStore({self._root!r})"
+
+    def setup(self) -> None:
+        """Make the root folder. Raises `ConfigurationError` where something else stands in its place."""
+        try:
+            os.makedirs(self._root, _FOLDER_MODE, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigurationError(f"the archive {self._root} is not a folder; name a folder") from error
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
+        """Write a temporary file beside the place of the file, and rename it."""
+        target = self._path(folder, name)
+        with _translated():
+            parent = os.path.dirname(target)
+            temporary = os.path.join(parent, f".tmp-{secrets.token_hex(8)}")
+            descriptor = self._create(parent, temporary)
+            try:
+                _fill(descriptor, data)
+                os.replace(temporary, target)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def open(self, folder: Folder, name: str) -> BinaryIO:
+        """A stream of a regular file; anything else in its place is `DamagedArchive`."""
+        path = self._path(folder, name)
+        with _translated(path):
+            self._refuse_links(os.path.dirname(path))
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                raise _link(path)
+            descriptor = os.open(path, _READ)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise DamagedArchive(f"{path} is not a regular file")
+            return os.fdopen(descriptor, "rb")
+
+    def names(self, folder: Folder) -> list[str]:
+        """The regular files of a trace; links, half-written files and traces further down are left out."""
+        path = self._path(folder)
+        with _translated():
+            try:
+                self._refuse_links(path)
+            except FileNotFoundError:
+                return []
+            found = list(_files(path, ""))
+            artifacts = os.path.join(path, ARTIFACTS)
+            if _is_folder(artifacts):
+                found += _files_below(artifacts, f"{ARTIFACTS}/")
+        return sorted(found)
+
+    def delete(self, folder: Folder) -> None:
+        """Delete a trace's files, its record last, then the folders that this leaves empty.
+
+        What lies in other folders than `artifacts` stays: it belongs to traces whose key goes
+        through this folder.
+        """
+        path = self._path(folder)
+        with _translated():
+            try:
+                self._refuse_links(path)
+                _delete_files(path)
+            except FileNotFoundError:
+                return
+            self._remove_empty(path)
+
+    def folders(self) -> Iterator[Folder]:
+        """Every folder of a trace below a whole number of days."""
+        for entry in _scan(self._root):
+            if _RETENTION.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield from _traces(entry.path, int(entry.name), ())
+
+    def take(self, folder: Folder, local: Path) -> None:
+        """Move a folder in by one rename, or file by file where the trace has files already or the disk is another."""
+        target = self._path(folder)
+        with _translated(str(local)):
+            try:
+                self._rename(str(local), target)
+            except FileNotFoundError as error:
+                if os.path.isdir(local):
+                    raise _unavailable(error) from error
+                if not os.path.isdir(target):  # else it was moved in before
+                    raise
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV):
+                    raise
+                super().take(folder, Path(local))
+
+    def _rename(self, local: str, target: str) -> None:
+        parent = os.path.dirname(target)
+        for _ in range(_TRIES):
+            try:
+                self._refuse_links(parent)
+                return os.rename(local, target)
+            except FileNotFoundError:
+                if not os.path.isdir(local):
+                    raise
+                os.makedirs(parent, _FOLDER_MODE, exist_ok=True)
+        os.rename(local, target)
+
+    def _create(self, parent: str, temporary: str) -> int:
+        for _ in range(_TRIES):
+            try:
+                self._refuse_links(parent)
+                return os.open(temporary, _CREATE, _FILE_MODE)
+            except FileNotFoundError:
+                os.makedirs(parent, _FOLDER_MODE, exist_ok=True)
+        return os.open(temporary, _CREATE, _FILE_MODE)
+
+    def _path(self, folder: Folder, name: str | None = None) -> str:
+        path = f"{self._root}/{checked_path(folder)}"
+        return path if name is None else f"{path}/{checked_name(name)}"
+
+    def _refuse_links(self, path: str) -> None:
+        """Raise `DamagedArchive` where a folder from below the root down to `path` is a link."""
+        end = len(self._root)
+        while end != -1:
+            end = path.find("/", end + 1)
+            part = path if end == -1 else path[:end]
+            if stat.S_ISLNK(os.lstat(part).st_mode):
+                raise _link(part)
+
+    def _remove_empty(self, path: str) -> None:
+        while len(path) > len(self._root):
+            try:
+                os.rmdir(path)
+            except OSError:
+                return  # not empty, or somebody else was quicker
+            path = os.path.dirname(path)
+
+
+def _fill(descriptor: int, data: bytes | Path) -> None:
+    with os.fdopen(descriptor, "wb", buffering=0) as stream:
+        if isinstance(data, Path):
+            with _source(data) as source:
+                shutil.copyfileobj(source, stream, _CHUNK)
+            return
+        view = memoryview(data)
+        while view:  # a file takes at most 2 GiB in one go
+            view = view[stream.write(view) :]
+
+
+def _source(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} is not there") from error
+
+
+def _delete_files(path: str) -> None:
+    artifacts = os.path.join(path, ARTIFACTS)
+    if _is_folder(artifacts):
+        shutil.rmtree(artifacts)  # follows no links
+    for entry in sorted(_scan(path, missing_ok=False), key=lambda entry: entry.name == "record.json"):
+        if not entry.is_dir(follow_symlinks=False):
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)
+
+
+def _traces(path: str, retention: int, above: tuple[str, ...]) -> Iterator[Folder]:
+    """The traces below `path`, which is the folder of the key's segments `above`."""
+    entries = _scan(path)
+    if len(above) > 1 and any(_OF_A_TRACE.fullmatch(entry.name) for entry in entries):
+        yield Folder(retention, "/".join(above[:-1]), above[-1])
+    for entry in entries:
+        # A trace's folder may hold more: another key goes through it where a caller's reference is one of its segments.
+        if entry.name != ARTIFACTS and entry.is_dir(follow_symlinks=False):
+            yield from _traces(entry.path, retention, (*above, entry.name))
+
+
+def _files(path: str, prefix: str) -> Iterator[str]:
+    for entry in _scan(path):
+        if entry.is_file(follow_symlinks=False) and not _TEMPORARY.fullmatch(entry.name):
+            yield prefix + entry.name
+
+
+def _files_below(path: str, prefix: str) -> Iterator[str]:
+    yield from _files(path, prefix)
+    for entry in _scan(path):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/")
+
+
+def _scan(path: str, *, missing_ok: bool = True) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing where it has gone meanwhile."""
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        if missing_ok:
+            return []
+        raise
+    except OSError as error:
+        raise _unavailable(error) from error
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _translated(path: str | None = None) -> Iterator[None]:
+    """Errors of the operating system become ours; a file that is missing is `NotFound` where `path` names it."""
+    try:
+        yield
+    except OSError as error:
+        if path is not None and isinstance(error, FileNotFoundError):
+            raise NotFound(f"{path} is not there") from error
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"cannot use {error.filename or 'the archive'}: {error.strerror or error}")
+
+
+def _link(path: str) -> DamagedArchive:
+    return DamagedArchive(f"{path} is a symbolic link; links in an archive are not followed")
