@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OTEL_", "TRIFLE_")) and name != "TRIFLE_REQUIRE_SERVERS":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(own_folder: Path, clean_environment: None) -> Iterator[None]:
+    """What a test configures ends with it: its background thread is stopped, and the next test starts anew."""
+    yield
+    loaded = sys.modules.get("trifle_otel.runtime")
+    runtime = loaded.install(None) if loaded else None
+    if runtime is not None and runtime.sink is not None:
+        runtime.sink.shutdown(5)
 
 
 @pytest.fixture(autouse=True)

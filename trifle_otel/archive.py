@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
@@ -35,12 +36,16 @@ class Archive:
         store: the payload store.
         index: the index.
         url: the name of the archive, for messages.
+        spool: where processes leave what they could not ship, for `recover`; None where there is no such place.
+        before_reading: called before anything is read, so that a process sees what it has just recorded.
     """
 
     def __init__(self, store: Store, index: Index, *, url: str = "") -> None:
         self.store = store
         self.index = index
         self.url = url
+        self.spool: Path | None = None
+        self.before_reading: Callable[[], object] | None = None
 
     @classmethod
     def open(cls, archive: str | os.PathLike[str], index: str | None = None) -> Archive:
@@ -57,6 +62,7 @@ class Archive:
 
     def find(self, reference: str) -> TraceRecord:
         """The record of a trace. Raises `NotFound`."""
+        self._settle()
         record = self.index.find(reference)
         if record is None:
             raise NotFound(f"there is no trace {reference!r}" + (f" in {self.url}" if self.url else ""))
@@ -104,6 +110,7 @@ class Archive:
             limit=limit,
             cursor=cursor,
         )
+        self._settle()
         records = self.index.search(query)
         full = len(records) >= query.limit
         return Page(records, encoding.encode_cursor(_position(records[-1])) if full else None)
@@ -130,7 +137,7 @@ class Archive:
             raise NotFound(f"trace {record.reference} has no artifact {name!r}") from error
 
     def delete(self, record: TraceRecord | str) -> None:
-        """Delete a trace: its record first, so that nobody finds half of it. Raises `NotFound` for an unknown reference."""
+        """Delete a trace, its record first: nobody finds half of it. Raises `NotFound` for an unknown reference."""
         record = self._record(record)
         self.index.delete([record.reference])
         self.store.delete(record.folder)
@@ -142,6 +149,7 @@ class Archive:
         reference and entries. With `dry_run` nothing is deleted.
         """
         now = now or datetime.now(timezone.utc)
+        self._settle()
         if dry_run:
             return len(self.index.expired(now, limit=_ALL)) + sum(1 for _ in self._forgotten(now))
         count = self._delete_expired(now)
@@ -156,6 +164,7 @@ class Archive:
         An index that cannot be read is made anew. Rows whose payload is gone stay as they are.
         `progress` is called with the count so far.
         """
+        self._settle()
         self.index.repair()
         count = 0
         batch: list[TraceRecord] = []
@@ -178,9 +187,13 @@ class Archive:
 
     def recover(self) -> int:
         """Ship what processes that died have left in the spool of this archive; returns how many traces."""
-        from trifle_otel.spool import recover  # noqa: PLC0415 - reading an archive needs no spool
+        if self.spool is None:
+            return 0
+        from trifle_otel.runtime import Troubles  # noqa: PLC0415 - reading needs nothing of what recording uses
+        from trifle_otel.shipper import Shipper  # noqa: PLC0415
+        from trifle_otel.spool import Spool  # noqa: PLC0415
 
-        return recover(self)
+        return Shipper(self.store, self.index, Spool(self.spool), Troubles(None), limit=0).adopt()
 
     def close(self) -> None:
         """Let go of connections. The archive may not be used afterwards."""
@@ -195,8 +208,15 @@ class Archive:
     ) -> None:
         self.close()
 
+    def _settle(self) -> None:
+        if self.before_reading is not None:
+            self.before_reading()
+
     def _record(self, record: TraceRecord | str) -> TraceRecord:
-        return self.find(record) if isinstance(record, str) else record
+        if isinstance(record, str):
+            return self.find(record)
+        self._settle()
+        return record
 
     def _put(self, records: list[TraceRecord]) -> int:
         if records:

@@ -133,7 +133,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         span = live_spans.start_root(run, key, self._kind, {names.KEY: key, names.MODE: mode}, context)
         if run.sink is None and not span.recording:
             return None
-        meta = None if self._meta is None else jsonable(self._meta)
+        meta = None if self._meta is None else _plain(run, jsonable(self._meta))
         recording = Recording(run, key, mode=mode, reference=self._reference, meta=meta)
         for label in self._tags:
             _add_tag(recording, label)
@@ -142,7 +142,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
             recording.settle_retention()
         recording.context.update(_context_of(run))
         if self._context:
-            recording.context.update(plain_context(self._context))
+            recording.context.update(_plain(run, plain_context(self._context)))
         if key != self._key:
             recording.context["original_key"] = _screened(run, text_of(self._key))
         if run.sink is not None:
@@ -387,10 +387,16 @@ def _screened(run: Runtime, text: str) -> str:
     return text if run.redactor is None else run.redactor.text(text)
 
 
+def _plain(run: Runtime, value: Any) -> Any:
+    """JSON without its secrets."""
+    return value if run.redactor is None else run.redactor.structure(value)
+
+
 def _context_of(run: Runtime) -> dict[str, Any]:
     setting = run.settings.context
     try:
-        return plain_context(setting() if callable(setting) else setting)
+        fields = setting() if callable(setting) else setting
+        return _plain(run, plain_context(fields)) if fields else {}
     except Exception as error:  # users' code: the trace is recorded without it
         run.troubles.report("the context callable raised", error)
         return {}

@@ -175,9 +175,11 @@ def _set_up(settings: Settings) -> tuple[Archive, Delivery, Runtime]:
     archive = open_archive(settings.archive, settings.index)
     _prepare(archive)
     runtime = Runtime(settings, None)
+    beside = archive.spool
     archive.spool = Path(settings.spool).expanduser().absolute() if settings.spool else archive.spool
     spool = _open_spool(archive.spool, settings)
-    delivery = Delivery(archive, spool, settings, runtime.troubles)
+    direct = spool is not None and spool.root == beside and not archive.store.remote
+    delivery = Delivery(archive, spool, settings, runtime.troubles, direct=direct)
     runtime.sink = delivery
     archive.before_reading = lambda: delivery.flush(READ_WAIT)
     if spool is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
+from trifle_otel.errors import StoreUnavailable
 from trifle_otel.packing import pack, record_of
 from trifle_otel.recording import Recording, open_recordings
 from trifle_otel.records import RUNNING, Folder, TraceRecord, empty_counters
@@ -48,11 +49,15 @@ class Held:
 class Delivery:
     """The sink of a configured process."""
 
-    def __init__(self, archive: Archive, spool: Spool | None, settings: Settings, troubles: Troubles) -> None:
+    def __init__(
+        self, archive: Archive, spool: Spool | None, settings: Settings, troubles: Troubles, *, direct: bool = False
+    ) -> None:
+        """`direct`: the archive is local and its own folder holds the spool, so that finished traces move in at once."""
         self.archive = archive
         self.settings = settings
         self.troubles = troubles
         self.spool = spool
+        self.direct = direct
         self.shipper = Shipper(archive.store, archive.index, spool, troubles, limit=settings.spool_limit)
         self._clock: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -145,9 +150,25 @@ class Delivery:
             part = pack(recording, lines)
             files = {**part.artifacts, part.name: part.data}
         record = record_of(recording, recording.state, time.time_ns())
-        size = self._save(recording, held, files, encode_record(record))
+        encoded = encode_record(record)
+        size = self._save(recording, held, files, encoded)
         local = None if held.folder is None else Path(held.folder)
-        self.shipper.put(Parcel(record, local, held.files, size=held.size + size))
+        parcel = Parcel(record, local, held.files, size=held.size + size)
+        if self.direct and local is not None and not held.files and not held.bumped:
+            self._move_in(parcel, local, encoded)
+        self.shipper.put(parcel)
+
+    def _move_in(self, parcel: Parcel, local: Path, encoded: bytes) -> None:
+        """Move a finished trace into a local archive: one rename. Its row is noted before, and follows in a batch."""
+        assert self.spool is not None
+        try:
+            parcel.note = self.spool.note(encoded)
+            self.archive.store.take(parcel.record.folder, local)
+        except (OSError, StoreUnavailable) as error:  # it is whole in the spool, and the shipper tries again
+            self.troubles.report("the archive cannot be written; traces wait", error)
+        else:
+            parcel.stored = True
+            parcel.size = 0
 
     def _save(self, recording: Recording, held: Held, files: dict[str, bytes], record: bytes) -> int:
         if self.spool is not None and not held.files:

@@ -335,8 +335,7 @@ def _root_attributes(recording: Recording, spans: LiveSpans) -> list[tuple[str, 
     """In the order in which they matter, the least first."""
     found: list[tuple[str, Any]] = []
     if recording.meta is not None:
-        meta = spans.redactor.structure(recording.meta) if spans.redactor is not None else recording.meta
-        found.append((names.META, short_value(to_json(meta).decode(), spans.value)))
+        found.append((names.META, short_value(to_json(recording.meta).decode(), spans.value)))
     if recording.tags:
         found.append((names.TAGS, _short_list(spans.screen(sorted(recording.tags)), spans.value)))
     if recording.retention is not None:

@@ -26,7 +26,14 @@ class Entries(list[Entry]):
         self.damaged = list(damaged)
 
 
-def read_entries(store: Store, folder: Folder, parts: int, names: list[str] | None = None) -> Entries:
+def read_entries(
+    store: Store,
+    folder: Folder,
+    parts: int,
+    names: list[str] | None = None,
+    *,
+    limit: int = encoding.MAX_PART_BYTES,
+) -> Entries:
     """All entries of a trace.
 
     Args:
@@ -34,12 +41,13 @@ def read_entries(store: Store, folder: Folder, parts: int, names: list[str] | No
         folder: the trace's folder there.
         parts: how many parts there must be. More are read too: a part is stored before its record says so.
         names: what the folder holds, where the caller has asked already.
+        limit: bytes of a part, packed or unpacked, above which it is damaged: a few bytes may unpack to very many.
     """
     found = part_names(store.names(folder) if names is None else names)
     entries = Entries()
     for number in _numbers(found, parts):
         try:
-            stored = _read_part(store, folder, found.get(number))
+            stored = _read_part(store, folder, found.get(number), limit)
         except (DamagedArchive, NotFound) as error:
             damage = _damage(folder, number, error)
             entries.damaged.append(damage)
@@ -64,12 +72,12 @@ def _numbers(found: dict[int, str], parts: int) -> list[int]:
     return sorted({*found, *wanted})
 
 
-def _read_part(store: Store, folder: Folder, name: str | None) -> list[dict[str, Any]]:
+def _read_part(store: Store, folder: Folder, name: str | None, limit: int) -> list[dict[str, Any]]:
     if name is None:
         raise NotFound("it is not there")
     with store.open(folder, name) as stream:
-        data = stream.read(encoding.MAX_PART_BYTES + 1)
-    return encoding.decode_part(data, compressed=name.endswith(".gz"))
+        data = stream.read(limit + 1)
+    return encoding.decode_part(data, compressed=name.endswith(".gz"), limit=limit)
 
 
 def _damage(folder: Folder, number: int, error: DamagedArchive | NotFound) -> DamagedArchive:

@@ -64,6 +64,7 @@ class Frame:
         "span",
         "span_id",
         "state",
+        "tail",
         "text",
         "written",
     )
@@ -78,7 +79,8 @@ class Frame:
         self.span: Any = None
         self.span_id: str | None = None
         self.events: live_spans.Pending | None = None
-        self.written: str | None = None  # the message as it was stored, once it was
+        self.written: bytes | None = None  # what `packing` stored: the message, screened and escaped
+        self.tail: bytes | None = None  # and the id
 
     def result(self, value: Any) -> Any:
         """Record the block's result, as it is now, and give it back."""
@@ -93,8 +95,17 @@ class Frame:
 
     def returned(self, value: Any) -> None:
         """End the block of a function that returned `value`."""
-        self.text = self.recording.serialize(value)
-        self.leave()
+        recording = self.recording
+        text = recording.serialize(value)
+        lines = recording.lines
+        if recording.spans is None and lines is not None:  # what `leave` does, without its calls: the commonest end
+            if recording.open.pop(self, None) is not None:
+                lines.append((time_ns(), text, self.state, CLOSE, self))
+        else:
+            self.text = text
+            self.close(self.state, None)
+        if get_current() is self.ours:
+            attach(self.before)
 
     def leave_with(self, error: BaseException) -> None:
         """End the block that an exception leaves."""
@@ -165,7 +176,7 @@ class Recording:
         self.key = safe_key(key)
         self.mode = mode
         self.reference = new_reference() if reference is None else safe_reference(reference)
-        self.meta = meta
+        self.meta = meta  # plain JSON, screened, as `context` is: both are stored as they are
         self.state = RUNNING
         self.ignored = False
         self.context: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from trifle_otel.redaction_rules import is_marker
 
 KEY_LITERALS = (
-    *("passw", "passphrase", "pwd", "secret", "token", "credential", "auth", "cookie", "csrf", "xsrf", "sessid"),
+    *("passw", "passphrase", "pwd", "secret", "token", "credential", "authoriz", "cookie", "srf", "sessid"),
     *("api key", "apikey", "access key", "accesskey", "private key", "privatekey", "signing key", "encryption key"),
     *("session key", "sessionid", "session id", "card number", "cardnumber", "cvv", "cvc", "amz signature"),
 )

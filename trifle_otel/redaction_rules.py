@@ -37,15 +37,16 @@ _VENDOR = re.compile(
 )
 VENDOR_LITERALS = (
     *("akia", "asia", "aiza", "ghp", "gho", "ghr", "ghs", "ghu", "github pat", "glpat", "xox"),
-    *("sk live", "sk test", "rk live", "rk test", "sk proj", "sk ant", "sk svcacct", "npm", "pypi", "shpat", "shpca"),
-    *("shppa", "shpss"),
+    *("sk live", "sk test", "rk live", "rk test", "sk proj", "sk ant", "sk svcacct", "npm", "pypi", "shp"),
 )
 
 _SLASHES = re.compile(r":(?:\\?/){2}")
 _USER = re.compile(r"""[^\s:/?#@"'<>\[\](){}\\,;]{0,256}:""")
 _PORT = re.compile(r"""\d{1,5}(?=[/?#\s"'<>,;)\]}\\]|\Z)""", re.ASCII)
-_PASSWORD = re.compile(r"""[^\s"'<>]{0,1024}""")
+_LONGEST_PASSWORD = 1024
+_NO_URL = re.compile(r"""[\s"'<>]""")
 _PATH = re.compile(r"[/?#]")
+_MORE_AUTHORITY = re.compile(r"""(?:[^\s"'<>/?#@]{0,256}@){0,8}""")
 
 _CARD = re.compile(
     rf"(?:(?<![\w.])|{_ESCAPED_BREAK})"
@@ -146,13 +147,15 @@ def _is_basic(credentials: str) -> bool:
 
 
 def _url_password(text: str, start: int) -> str:
-    found = _PASSWORD.match(text, start)
-    run = found.group() if found else ""
-    path = _PATH.search(run)
-    at = run.rfind("@", 0, path.start() if path else len(run))
-    if at < 0 and not run.startswith(("/", "\\")):
-        at = run.find("@")  # a password with an unescaped slash in it: no port stood here
-    return run[: max(at, 0)]
+    """What stands before the last @ of the authority; before the first one where a slash was not escaped."""
+    at = text.find("@", start, start + _LONGEST_PASSWORD)
+    password = text[start : max(at, start)]
+    if not password or _NO_URL.search(password):
+        return ""
+    if _PATH.search(password):
+        return "" if password.startswith(("/", "\\")) else password  # a slash in a password: no port stood here
+    more = _MORE_AUTHORITY.match(text, at + 1)
+    return text[start : more.end() - 1] if more else password
 
 
 def _is_card(found: re.Match[str]) -> bool:

@@ -44,7 +44,7 @@ _BARE = re.compile(
 _OPENING = ("(", "[", "{")
 _SCHEME = re.compile(r"([A-Za-z][\w-]{0,30})[ \t]{1,4}(?=[^\s,;])", re.ASCII)
 _MANY_PARTS = ("digest", "aws4-", "oauth", "hawk", "signature", "mac", "ntlm")  # schemes with a list of parameters
-_HEADER_END = re.compile(r"""(?:\\r)?\\n|\\?["'](?=\Z|[\s,)\]}])|[\r\n]""")
+_HEADER_END = re.compile(r"""(?:\\r)?\\n|\\?["'](?=\Z|[\s)\]}])|[\r\n]""")
 _COOKIE = re.compile(r"""[^\s=;,"']{1,256}=""")
 
 Hits = Iterable[tuple[int, int]]

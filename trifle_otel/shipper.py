@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trifle_otel.stores.contract import Store
 
 BATCH: Final = 256
+LONGEST_QUEUE: Final = 10_000  # parcels in memory whose row alone is missing; more are left to `recover` or `reindex`
 LINGER: Final = 0.05  # seconds that the first of a batch waits for others
 ADOPT_EVERY: Final = 10.0
 QUIET_AFTER_FORK: Final = 5.0  # a child that is recycled after one job must not connect to a remote store for it
@@ -49,7 +50,7 @@ class Shipper:
     """A queue of parcels and the thread that empties it.
 
     `_state` (a condition) guards `_queue`, `waiting`, `_busy`, `_thread` and `_stopping`. Only the thread
-    touches `_notes`, `_pause` and the store and the index.
+    touches `_unindexed`, `_pause` and the store and the index.
     """
 
     def __init__(self, store: Store, index: Index, spool: Spool | None, troubles: Troubles, *, limit: int) -> None:
@@ -67,7 +68,7 @@ class Shipper:
         self._wake = threading.Event()
         self._urgent = threading.Event()
         self._queue: deque[Parcel] = deque()
-        self._notes: list[tuple[str | None, list[TraceRecord]]] = []
+        self._unindexed: list[Parcel] = []
         self.waiting = 0
         self._busy = False
         self._thread: threading.Thread | None = None
@@ -78,6 +79,9 @@ class Shipper:
     def put(self, parcel: Parcel) -> None:
         """Queue a parcel. Never waits for the archive, never raises."""
         with self._state:
+            if parcel.note is not None and len(self._queue) >= LONGEST_QUEUE:
+                self.troubles.report("rows wait on disk alone: the index has been out of reach for long")
+                return
             self._queue.append(parcel)
             self.waiting += parcel.size
             dropped = self._drop_above_limit()
@@ -133,7 +137,7 @@ class Shipper:
         self._thread = thread
 
     def _pending(self) -> bool:
-        return bool(self._queue or self._busy or self._notes)
+        return bool(self._queue or self._busy or self._unindexed)
 
     def _drop_above_limit(self) -> int:
         dropped = 0
@@ -166,7 +170,7 @@ class Shipper:
             return
         self._adopt_when_due()
         self._urgent.clear()
-        while self._index_notes() and self._queue:
+        while self._index() and self._queue:
             with self._state:
                 batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
                 self._busy = True
@@ -199,14 +203,13 @@ class Shipper:
         """Ship a batch; gives what has to be tried again, in order."""
         ended = {parcel.local for parcel in batch if parcel.kind == "final" and parcel.local is not None}
         todo = [parcel for parcel in batch if parcel.kind != "bump" or parcel.local not in ended]
-        note = self._note([parcel.record for parcel in todo if parcel.kind == "final" and parcel.local is not None])
-        stored: list[TraceRecord] = []
         failed: list[Parcel] = []
         for at, parcel in enumerate(todo):
             try:
-                record = self._store(parcel)
-                if record is not None:
-                    stored.append(record)
+                if not parcel.stored:
+                    self._store(parcel)
+                if parcel.kind != "ignored":
+                    self._unindexed.append(parcel)
             except StoreUnavailable as error:
                 self._failed(error, "the archive cannot be written; traces wait")
                 failed += todo[at:]
@@ -214,41 +217,34 @@ class Shipper:
             except Exception as error:
                 if not self._give_up(parcel, error):
                     failed.append(parcel)
-        self._notes.append((note, stored))
-        if not self._index_notes() and not failed:
-            return []
-        if not failed:
+        if self._index() and not failed:
             self._pause = 0.0
         return failed
 
-    def _note(self, records: list[TraceRecord]) -> str | None:
-        if self.spool is None or not records:
-            return None
-        try:
-            return self.spool.begin_batch(records)
-        except OSError as error:  # a crash right now could cost index rows: `trifle-otel reindex` finds them
-            self.troubles.report("the spool cannot be written", error)
-            return None
-
-    def _store(self, parcel: Parcel) -> TraceRecord | None:
+    def _store(self, parcel: Parcel) -> None:
         record, folder = parcel.record, parcel.record.folder
         if parcel.kind == "ignored":
             self.index.delete([record.reference])
             self.store.delete(folder)
             if parcel.local is not None:
                 shutil.rmtree(parcel.local, ignore_errors=True)
-            return None
-        if parcel.kind == "bump":
+        elif parcel.kind == "bump":
             self._store_bump(parcel)
-            return record
-        if parcel.files or parcel.local is None:
+        elif parcel.files or parcel.local is None:
             self._store_from_memory(parcel)
         elif parcel.local.exists():
+            self._note(parcel)
             self.store.take(folder, parcel.local)
         elif not _is_stored(self.store, record):
             raise NotFound(f"the spool's folder of {record.reference} is gone, and the archive has no such trace")
-        self.shipped += 1
-        return record
+        parcel.stored = parcel.kind == "final"
+
+    def _note(self, parcel: Parcel) -> None:
+        if self.spool is not None and parcel.note is None:
+            try:
+                parcel.note = self.spool.note(encode_record(parcel.record))
+            except OSError as error:  # a crash right now could cost an index row: `trifle-otel reindex` finds it
+                self.troubles.report("the spool cannot be written", error)
 
     def _store_bump(self, parcel: Parcel) -> None:
         folder = parcel.record.folder
@@ -291,20 +287,20 @@ class Shipper:
         self.troubles.report(f"trace {parcel.record.reference} cannot be shipped{where}", error)
         return True
 
-    def _index_notes(self) -> bool:
+    def _index(self) -> bool:
         """Put rows of what is stored into the index; False where that has to be tried again."""
-        while self._notes:
-            note, records = self._notes[0]
+        while self._unindexed:
+            parcels = self._unindexed[:BATCH]
             try:
-                if records:
-                    self.index.put(records)
+                self.index.put([parcel.record for parcel in parcels])
             except (StoreUnavailable, DamagedArchive) as error:
                 self._failed(error, "the index cannot be written; rows wait")
                 return False
-            if note is not None:
-                with suppress(OSError):
-                    os.unlink(note)
-            self._notes.pop(0)
+            del self._unindexed[: len(parcels)]
+            for parcel in parcels:
+                self.shipped += parcel.kind == "final"
+                if parcel.note is not None and self.spool is not None:
+                    self.spool.indexed(parcel.note)
         return True
 
     def _adopt_when_due(self) -> None:
@@ -331,7 +327,7 @@ class Shipper:
         return adopted
 
     def _adopt(self, orphan: Orphan) -> int:
-        for path, records in orphan.batches():
+        for path, records in orphan.notes():
             self.index.put([record for record in records if _is_stored(self.store, record)])
             path.unlink(missing_ok=True)
         parcels = orphan.parcels()

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,9 @@ LOCK = "lock"
 IGNORED = "ignored.json"
 ASIDE = "unshippable"  # beside the owners' folders: what the archive refuses however often it is tried
 _JOURNAL = re.compile(r"journal_([1-9][0-9]*)\.json(\.gz)?")
-_BATCH = re.compile(r"batch-[0-9]+\.json")
+_NOTE = re.compile(r"rows-[0-9]+\.json")
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+NOTE_ROWS = 1000  # records in one note
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
 _YOUNG = 60.0  # seconds that a folder without a lock is left alone: its owner may be about to make it
 
@@ -68,6 +71,19 @@ class Parcel:
     kind: str = "final"
     tries: int = 0
     stored: bool = False
+    note: Note | None = None
+
+
+class Note:
+    """A file of records whose payload is about to leave the spool. Gone once the index has them all."""
+
+    __slots__ = ("descriptor", "done", "path", "written")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.descriptor = os.open(path, _APPEND, 0o600)
+        self.written = 0
+        self.done = 0
 
 
 class Spool:
@@ -79,6 +95,8 @@ class Spool:
         self.own: str | None = None
         self._lock: int | None = None
         self._numbers = count(1)
+        self._noting = threading.Lock()  # guards `_note` and what its notes count
+        self._note: Note | None = None
 
     def open(self) -> str:
         """This process's folder, made and locked. Raises `OSError` where that is impossible."""
@@ -145,23 +163,38 @@ class Spool:
         os.replace(folder, aside)
         return aside
 
-    def begin_batch(self, records: list[TraceRecord]) -> str | None:
-        """Note the records of a batch whose payloads are about to leave the spool; gives the note's path."""
-        path = f"{self.own or self.open()}/batch-{next(self._numbers):08d}.json"
-        try:
-            self.write(os.path.dirname(path), os.path.basename(path), _batch(records))
-        except OSError:
+    def note(self, record: bytes) -> Note:
+        """Note a record whose payload is about to leave the spool. Raises `OSError`."""
+        with self._noting:
+            note = self._note
+            if note is None or note.written >= NOTE_ROWS:
+                note = self._note = Note(f"{self.own or self.open()}/rows-{next(self._numbers):08d}.json")
+            os.write(note.descriptor, record + b"\n")
+            note.written += 1
+            return note
+
+    def indexed(self, note: Note) -> None:
+        """A record of this note is in the index; with the last of them the note goes."""
+        with self._noting:
+            note.done += 1
+            if note.done < note.written:
+                return
+            if self._note is note:
+                self._note = None
+            os.close(note.descriptor)
             with suppress(OSError):
-                os.unlink(path)
-            raise
-        return path
+                os.unlink(note.path)
 
     def forget(self) -> None:
         """In a forked child: close the inherited lock without unlocking it, which would unlock the parent's."""
         if self._lock is not None:
             with suppress(OSError):
                 os.close(self._lock)
-        self._lock = self.own = None
+        if self._note is not None:
+            with suppress(OSError):
+                os.close(self._note.descriptor)
+        self._lock = self.own = self._note = None
+        self._noting = threading.Lock()
 
     def close(self) -> None:
         """Give up the folder; what is still in it is for another process."""
@@ -206,9 +239,9 @@ class Orphan:
                     found.append(parcel)
         return found
 
-    def batches(self) -> list[tuple[Path, list[TraceRecord]]]:
-        """Notes of batches: records that may be missing in the index."""
-        return [(path, _records(path)) for path in sorted(self.folder.iterdir()) if _BATCH.fullmatch(path.name)]
+    def notes(self) -> list[tuple[Path, list[TraceRecord]]]:
+        """Its notes, each with records that the index may not have."""
+        return [(path, _records(path)) for path in sorted(self.folder.iterdir()) if _NOTE.fullmatch(path.name)]
 
     def close(self) -> None:
         """Let go of it, and remove it where nothing is left in it."""
@@ -315,7 +348,7 @@ def _adopt(folder: Path) -> Orphan | None:
     path = folder / LOCK
     try:
         if not path.exists():
-            if datetime.now().timestamp() - folder.stat().st_mtime < _YOUNG:
+            if datetime.now(timezone.utc).timestamp() - folder.stat().st_mtime < _YOUNG:
                 return None
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         else:
@@ -347,10 +380,6 @@ def _owner(folder: Path) -> str:
         return f" ({owner['pid']} on {owner['host']})"
     except (OSError, ValueError, TypeError, KeyError):
         return ""
-
-
-def _batch(records: list[TraceRecord]) -> bytes:
-    return b"\n".join(encode_record(record) for record in records)
 
 
 def _records(path: Path) -> list[TraceRecord]:

@@ -75,7 +75,7 @@ class Index(ABC):
         self.search(Query(limit=1))
 
     def repair(self) -> None:
-        """Make an index that cannot be read usable again, even where that empties it: it is filled from the store next."""
+        """Make an index that cannot be read usable again, even where that empties it: what it held comes anew."""
         self.setup()
 
     def close(self) -> None:  # noqa: B027 - most need none

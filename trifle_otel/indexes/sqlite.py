@@ -15,12 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from trifle_otel.encoding import clean_text
 from trifle_otel.errors import DamagedArchive, StoreUnavailable
 from trifle_otel.indexes import sqlite_rows as rows
 from trifle_otel.indexes.contract import Index, latest
 from trifle_otel.indexes.sqlite_search import search
 from trifle_otel.records import Query, TraceRecord
+from trifle_otel.strict_json import clean_text
 
 _PRAGMAS = (
     "PRAGMA synchronous = NORMAL",  # against the death of the process, not of the machine: as everywhere, no fsync
@@ -85,7 +85,8 @@ class SQLiteIndex(Index):
     def delete(self, references: Sequence[str]) -> None:
         """Forget these records."""
         with self._transaction() as connection:
-            connection.executemany("DELETE FROM traces WHERE reference = ?", [(clean_text(each),) for each in references])
+            for reference in references:
+                connection.execute("DELETE FROM traces WHERE reference = ?", (clean_text(reference),))
 
     def expired(self, now: datetime, limit: int = 1000) -> list[TraceRecord]:
         """Records whose time is over, the oldest first."""

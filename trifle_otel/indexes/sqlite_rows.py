@@ -16,9 +16,9 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
-from trifle_otel.encoding import clean_text, from_json, to_json
 from trifle_otel.errors import ConfigurationError
 from trifle_otel.records import TRACE_STATES, TraceRecord
+from trifle_otel.strict_json import clean_text, from_json, to_json
 
 SEGMENT, TAG = 0, 1  # labels.kind
 ANY = ""  # the segment of every record
@@ -67,7 +67,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         END""",
     ),
 )
-"""The statements that lead from each version of the tables to the next; `PRAGMA user_version` says how many are done."""
+"""What leads from each version of the tables to the next; `PRAGMA user_version` counts those that are done."""
 
 _NAMES = (
     *("reference", "key", "segments", "state", "tags", "meta", "context", "duration", "counters", "length", "parts"),

@@ -14,9 +14,9 @@ from contextlib import ExitStack, closing
 from itertools import groupby, islice
 from typing import NamedTuple
 
-from trifle_otel.encoding import clean_text
 from trifle_otel.indexes import sqlite_rows as rows
 from trifle_otel.records import Query, TraceRecord
+from trifle_otel.strict_json import clean_text
 
 _COUNTED = 2_000  # labels with more records than this are not told apart by their number
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
@@ -142,8 +142,9 @@ def _other_labels(groups: Sequence[_Group]) -> tuple[str, list[str | int]]:
     for group in groups:
         if group.values == [rows.ANY]:
             continue
+        marks = ", ".join("?" * len(group.values))
         conditions += (
-            f" AND EXISTS (SELECT 1 FROM labels AS o WHERE o.kind = ? AND o.value IN ({', '.join('?' * len(group.values))})"
+            f" AND EXISTS (SELECT 1 FROM labels AS o WHERE o.kind = ? AND o.value IN ({marks})"
             " AND o.class = d.class AND o.first_at = d.first_at AND o.reference = d.reference)"
         )
         values += [group.kind, *group.values]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from trifle_otel.errors import UsageError
+from trifle_otel.errors import NotFound, StoreUnavailable, UsageError
 from trifle_otel.records import Folder
 
 ARTIFACTS = "artifacts"
@@ -68,7 +68,7 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
-        """Store `data` (bytes, or the contents of a file) under `name`: whole or not at all, replacing what is there."""
+        """Store `data` (bytes, or a file's contents) under `name`: whole or not at all, replacing what is there."""
 
     @abstractmethod
     def open(self, folder: Folder, name: str) -> BinaryIO:
@@ -90,19 +90,25 @@ class Store(ABC):
         """Move a finished local folder in: its files become this folder's files, then `local` is gone.
 
         `record.json` comes last, so that whoever sees it sees the rest. Calling it again after a
-        failure goes on where it stopped.
+        failure goes on where it stopped. Raises `NotFound` where neither `local` nor the folder is there.
         """
-        files = [path for path in local.rglob("*") if path.is_file()]
-        files.sort(key=lambda path: (path.name == "record.json", path.as_posix()))
-        for path in files:
-            self.write(folder, path.relative_to(local).as_posix(), path)
-        shutil.rmtree(local)
+        if not local.is_dir():
+            if not self.names(folder):
+                raise NotFound(f"{local} is not there")
+            return
+        names = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: (name == "record.json", name)):
+            self.write(folder, name, local / name)
+        try:
+            shutil.rmtree(local)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot remove {local}: {error.strerror}") from error
 
     def setup(self) -> None:  # noqa: B027 - most stores need none
         """Create what is missing, never harming what is there."""
 
     def check(self) -> None:
-        """Prove by a test write and read that the store can be used. Raises `StoreUnavailable` or `ConfigurationError`."""
+        """Prove by a test write and read that it can be used. Raises `StoreUnavailable` or `ConfigurationError`."""
         folder = Folder(1, ".trifle-check", "check", self.pick_bucket())
         self.write(folder, "check.txt", b"check")
         with self.open(folder, "check.txt") as stream:

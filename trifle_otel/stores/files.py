@@ -12,18 +12,20 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
 
+_T = TypeVar("_T")
+
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
-_TRIES = 10  # a cleanup may remove an emptied parent between our making it and our using it
+_TRIES = 100
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -50,7 +52,7 @@ class FileStore(Store):
     def setup(self) -> None:
         """Make the root folder. Raises `ConfigurationError` where something else stands in its place."""
         try:
-            os.makedirs(self._root, _FOLDER_MODE, exist_ok=True)
+            _make_folders(self._root)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigurationError(f"the archive {self._root} is not a folder; name a folder") from error
         except OSError as error:
@@ -62,7 +64,7 @@ class FileStore(Store):
         with _translated():
             parent = os.path.dirname(target)
             temporary = os.path.join(parent, f".tmp-{secrets.token_hex(8)}")
-            descriptor = self._create(parent, temporary)
+            descriptor = self._in_parent(parent, lambda: os.open(temporary, _CREATE, _FILE_MODE))
             try:
                 _fill(descriptor, data)
                 os.replace(temporary, target)
@@ -122,39 +124,27 @@ class FileStore(Store):
     def take(self, folder: Folder, local: Path) -> None:
         """Move a folder in by one rename, or file by file where the trace has files already or the disk is another."""
         target = self._path(folder)
-        with _translated(str(local)):
-            try:
-                self._rename(str(local), target)
-            except FileNotFoundError as error:
-                if os.path.isdir(local):
-                    raise _unavailable(error) from error
-                if not os.path.isdir(target):  # else it was moved in before
-                    raise
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV):
-                    raise
-                super().take(folder, Path(local))
+        source = os.fspath(local)
+        with _translated():
+            if os.path.isdir(source):
+                try:
+                    self._in_parent(os.path.dirname(target), lambda: os.rename(source, target))
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV):
+                        raise
+            super().take(folder, Path(local))
 
-    def _rename(self, local: str, target: str) -> None:
-        parent = os.path.dirname(target)
+    def _in_parent(self, parent: str, make: Callable[[], _T]) -> _T:
+        """Make something in a folder, which is made where it is missing: a cleanup may remove it at any moment."""
         for _ in range(_TRIES):
             try:
                 self._refuse_links(parent)
-                return os.rename(local, target)
+                return make()
             except FileNotFoundError:
-                if not os.path.isdir(local):
-                    raise
-                os.makedirs(parent, _FOLDER_MODE, exist_ok=True)
-        os.rename(local, target)
-
-    def _create(self, parent: str, temporary: str) -> int:
-        for _ in range(_TRIES):
-            try:
-                self._refuse_links(parent)
-                return os.open(temporary, _CREATE, _FILE_MODE)
-            except FileNotFoundError:
-                os.makedirs(parent, _FOLDER_MODE, exist_ok=True)
-        return os.open(temporary, _CREATE, _FILE_MODE)
+                with suppress(FileNotFoundError):
+                    _make_folders(parent)
+        return make()
 
     def _path(self, folder: Folder, name: str | None = None) -> str:
         path = f"{self._root}/{checked_path(folder)}"
@@ -176,6 +166,19 @@ class FileStore(Store):
             except OSError:
                 return  # not empty, or somebody else was quicker
             path = os.path.dirname(path)
+
+
+def _make_folders(path: str) -> None:
+    """Make a folder and those above it, all for their owner alone (`os.makedirs` gives its mode to the last one)."""
+    try:
+        os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    except FileNotFoundError:
+        _make_folders(os.path.dirname(path))
+        with suppress(FileExistsError):
+            os.mkdir(path, _FOLDER_MODE)
 
 
 def _fill(descriptor: int, data: bytes | Path) -> None:
