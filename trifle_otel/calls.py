@@ -252,9 +252,7 @@ class attach:  # noqa: N801 - used like a function
 def trace(message: object, block: None = None, *, state: str = SUCCESS, head: bool = False) -> None: ...
 @overload
 def trace(message: object, block: Callable[[], T], *, state: str = SUCCESS, head: bool = False) -> T: ...
-def trace(
-    message: object, block: Callable[[], Any] | None = None, *, state: str = SUCCESS, head: bool = False
-) -> Any:
+def trace(message: object, block: Callable[[], Any] | None = None, *, state: str = SUCCESS, head: bool = False) -> Any:
     """Record a line or, given a callable, call it as a block and give what it returns.
 
     Args:
@@ -409,8 +407,8 @@ def _unrecorded() -> Recording:
     """What `with tracer(…) as job` gives where nothing is recorded: one that has ended."""
     global _nothing  # noqa: PLW0603 - one for the whole process, since it holds nothing
     if _nothing is None:
-        _nothing = Recording(Runtime(runtime().settings, None), "unrecorded", mode="deferred", reference=None, meta=None)
+        _nothing = Recording(
+            Runtime(runtime().settings, None), "unrecorded", mode="deferred", reference=None, meta=None
+        )
         _nothing.lines = None
     return _nothing
-
-

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote, unquote, urlsplit
 
 from trifle_otel.errors import ConfigurationError, StoreUnavailable
@@ -64,7 +64,8 @@ class Changes(TypedDict, total=False):
     tracer_provider: TracerProvider | None
 
 
-class Location(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Location:
     """What a URL names: what makes the store, the archive's URI, the index beside it, the spool's folder."""
 
     store: Callable[[], Store]
@@ -88,7 +89,7 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     Raises `ConfigurationError` for a setting or URL that is unknown or wrong, and for an archive that cannot be
     written; it names what is allowed. A locked index is no error: traces wait for it in the spool.
     """
-    global _delivery  # noqa: PLW0603 - what this process is set up with
+    global _delivery
     settings = make_settings(archive, dict(changes))
     with _lock:
         opened, delivery, runtime = _set_up(settings)
@@ -131,7 +132,9 @@ def locate(archive: str) -> Location:
 
         folder = Path(path).expanduser().absolute()
         uri = f"file://{quote(folder.as_posix())}"
-        return Location(lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool")
+        return Location(
+            lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool"
+        )
     if scheme == "memory":
         from trifle_otel.stores.memory import MemoryStore
 
@@ -149,7 +152,8 @@ def open_index(index: str) -> Index:
     if scheme == "memory":
         from trifle_otel.indexes.memory import MemoryIndex
 
-        return _shared(MemoryIndex, path)
+        shared: Index = _shared(MemoryIndex, path)
+        return shared
     raise ConfigurationError(f"index {index!r} has an unknown scheme {scheme!r}; it is {INDEXES}")
 
 
@@ -294,7 +298,9 @@ def _from_opentelemetry() -> dict[str, Any]:
     events = _number("OTEL_SPAN_EVENT_COUNT_LIMIT")
     if events is not None:
         values["span_events"] = events
-    lengths = [_number(name) for name in ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT")]
+    lengths = [
+        _number(name) for name in ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT")
+    ]
     given = [length for length in lengths if length]
     if given:
         values["span_value_limit"] = min([2048, *given])
@@ -310,7 +316,10 @@ def _check(settings: Settings) -> None:
     """Refuse values that would only show when a job runs."""
     rules = {
         "default_mode": (settings.default_mode in ("live", "deferred"), "'live' or 'deferred'"),
-        "retention": (callable(settings.retention) or _at_least(settings.retention, 1), "whole days from 1, or a callable"),
+        "retention": (
+            callable(settings.retention) or _at_least(settings.retention, 1),
+            "whole days from 1, or a callable",
+        ),
         "bump_every": (_at_least(settings.bump_every, 0.01), "seconds from 0.01"),
         "payload_size_limit": (_at_least(settings.payload_size_limit, 1024), "bytes from 1024"),
         "spool_limit": (_at_least(settings.spool_limit, 1), "bytes from 1"),

@@ -52,7 +52,7 @@ class Delivery:
     def __init__(
         self, archive: Archive, spool: Spool | None, settings: Settings, troubles: Troubles, *, direct: bool = False
     ) -> None:
-        """`direct`: the archive is local and its own folder holds the spool, so that finished traces move in at once."""
+        """`direct`: the archive is local and its folder holds the spool, so that finished traces move in at once."""
         self.archive = archive
         self.settings = settings
         self.troubles = troubles
@@ -123,6 +123,7 @@ class Delivery:
     def shutdown(self, timeout: float) -> bool:
         """See `runtime.Sink`."""
         self._stopped.set()
+        self._clock = None
         done = self.shipper.close(timeout)
         if self.spool is not None and done:
             self.spool.close()
@@ -134,7 +135,6 @@ class Delivery:
             self.spool.forget()
         self.shipper.after_fork()
         self._clock = None
-        self._stopped = threading.Event()
 
     def _finish(self, recording: Recording) -> None:
         held: Held = recording.spooled
@@ -262,16 +262,16 @@ class Delivery:
             self.troubles.report("the spool cannot be written; traces are held in memory", error)
 
     def _start_clock(self) -> None:
-        clock = threading.Thread(target=self._tick, name="trifle-clock", daemon=True)
+        self._stopped = threading.Event()
+        clock = threading.Thread(target=self._tick, args=(self._stopped,), name="trifle-clock", daemon=True)
         try:
             clock.start()
         except RuntimeError as error:  # at the interpreter's end
             self.troubles.report("the clock thread could not be started", error)
         self._clock = clock
 
-    def _tick(self) -> None:
+    def _tick(self, stopped: threading.Event) -> None:
         every = self.settings.bump_every
-        stopped = self._stopped
         while not stopped.wait(min(FIRST_BUMP, every) / 2):
             now = time.monotonic()
             for recording in open_recordings():
@@ -293,4 +293,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-

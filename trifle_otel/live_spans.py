@@ -82,7 +82,17 @@ class Pending:
 class LiveSpans:
     """The spans of one trace, and what is left of its limits."""
 
-    __slots__ = ("blocks_omitted", "budget", "exception", "left", "lines_omitted", "places", "redactor", "tracer", "value")
+    __slots__ = (
+        "blocks_omitted",
+        "budget",
+        "exception",
+        "left",
+        "lines_omitted",
+        "places",
+        "redactor",
+        "tracer",
+        "value",
+    )
 
     def __init__(self, runtime: Runtime, root: RootSpan) -> None:
         settings = runtime.settings
@@ -127,7 +137,9 @@ def open_block(frame: Frame, outer: Frame, context: Context, start: int) -> Cont
     if spans.left > 0:
         spans.left -= 1
         try:
-            span = spans.tracer.start_span(_block_name(frame.message, spans.redactor), context=context, start_time=start)
+            span = spans.tracer.start_span(
+                _block_name(frame.message, spans.redactor), context=context, start_time=start
+            )
             context = otel.set_span_in_context(span, context)
         except Exception as error:  # a processor of the application's that raises
             frame.recording.runtime.troubles.report("a span could not be started", error)

@@ -91,7 +91,7 @@ def outline(entries: Sequence[Entry]) -> Outline:
     for place, entry in enumerate(entries):
         pairing = by_level if entry.span is None else by_span
         pairing.take(place, entry, found)
-    _demote(found)
+    _demote(found, entries)
     for block in found.blocks:
         (found.roots if block.parent is None else block.parent.children).append(block)
     for place, owner in enumerate(found.owners):
@@ -207,13 +207,13 @@ class _ByLevel:
         return nothing_inside and len(after) > 1 and _is_result(after[1]) and after[1].level == entry.level
 
 
-def _demote(found: Outline) -> None:
+def _demote(found: Outline, entries: Sequence[Entry]) -> None:
     """Make lines of what only looked like openings by its arrow: nothing is in it and it never ends, yet more follows."""
     holding = {owner for place, owner in enumerate(found.owners) if owner is not None and owner.opened != place}
-    holding |= {block.parent for block in found.blocks if block.parent is not None}
+    holding.update(block.parent for block in found.blocks if block.parent is not None)
     last = len(found.owners) - 1
     for block in found.blocks:
-        if block not in holding and not block.exact and block.opened != last:
+        if entries[block.opened].span is None and block not in holding and block.opened != last:
             found.owners[block.opened] = block.parent
     found.blocks = [block for block in found.blocks if found.owners[block.opened] is block]
 

@@ -172,8 +172,8 @@ def _offload(recording: Recording, pieces: list[bytes], limit: int) -> dict[str,
                 types[entry["type"]] -= 1
                 types["media"] += 1
                 ours = {key: entry[key] for key in entry if key not in _STANDARD}
-                entry = {**entry, "message": name, "type": "media", "size": len(data)}  # noqa: PLW2901
-                entry = {key: entry[key] for key in (*_STANDARD, "size")} | ours  # noqa: PLW2901
+                entry = {**entry, "message": name, "type": "media", "size": len(data)}
+                entry = {key: entry[key] for key in (*_STANDARD, "size")} | ours
             entries.append(entry)
         pieces[at] = to_json(entries)[1:-1]
     return artifacts

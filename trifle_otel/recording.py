@@ -69,6 +69,10 @@ class Frame:
         "written",
     )
 
+    below: Frame | None  # what the context manager that opened it holds open below it
+    before: Context  # what was current
+    ours: Context  # what is current while it is open
+
     def __init__(self, parent: Frame | None, recording: Recording, level: int, message: str, state: str) -> None:
         self.parent = parent
         self.recording = recording

@@ -109,7 +109,7 @@ _lock = threading.RLock()
 
 def install(runtime: Runtime | None) -> Runtime | None:
     """Put a runtime in force; gives the one that was before."""
-    global _runtime  # noqa: PLW0603 - the one place of this process's state
+    global _runtime
     with _lock:
         before, _runtime = _runtime, runtime
     return before

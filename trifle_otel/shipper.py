@@ -90,7 +90,7 @@ class Shipper:
         if not self._wake.is_set():
             self._wake.set()
         if dropped:
-            self.troubles.report("traces were dropped: more waited for the archive than `spool_limit` allows", amount=dropped)
+            self.troubles.report("traces were dropped: more waited than `spool_limit` allows", amount=dropped)
 
     def flush(self, timeout: float) -> bool:
         """Ship all that waits; True when it is done within `timeout` seconds."""
@@ -128,13 +128,12 @@ class Shipper:
 
     def _start(self) -> None:
         self._stopping = False
-        thread = threading.Thread(target=self._run, name="trifle-shipper", daemon=True)
+        self._thread = thread = threading.Thread(target=self._run, name="trifle-shipper", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # at the interpreter's end: what waits is for the next process
+            self._thread = None
             self.troubles.report("the background thread could not be started", error)
-            return
-        self._thread = thread
 
     def _pending(self) -> bool:
         return bool(self._queue or self._busy or self._unindexed)
@@ -162,6 +161,9 @@ class Shipper:
                     self._busy = False
                     self._state.notify_all()
             self._rest()
+        with self._state:  # what is put from now on starts another thread
+            if self._thread is threading.current_thread():
+                self._thread = None
 
     def _turn(self) -> None:
         """Ship what is there, or until something fails."""

@@ -2,7 +2,7 @@
 
     <spool>/<owner>/lock                    held by the process that owns the folder (the kernel lets go when it dies)
                     <n>-<reference>/        one trace: its files as the archive will have them
-                    batch-<n>.json          records whose payload is in the archive and whose rows may not be in the index
+                    rows-<n>.json           records, one a line, that may be in the archive but not in its index
 
 A trace's folder is whole once its `record.json` says that the trace has ended; until then that file,
 if it is there, says `running`, and `journal_<n>.json` hold what a deferred trace has recorded so far.
@@ -388,5 +388,3 @@ def _records(path: Path) -> list[TraceRecord]:
         with suppress(DamagedArchive):  # the last line, of a process killed while it wrote it: its payload never moved
             found.append(decode_record(line))
     return found
-
-

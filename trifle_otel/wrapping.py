@@ -37,7 +37,9 @@ def wrap(function: F, opener: Opener) -> F:
         kind = cast("Callable[[Any], F]", type(function))
         return kind(wrap(function.__func__, opener))
     if not callable(function):
-        raise TypeError(f"cannot trace a {type(function).__name__}: put this decorator below @{type(function).__name__}")
+        raise TypeError(
+            f"cannot trace a {type(function).__name__}: put this decorator below @{type(function).__name__}"
+        )
     if inspect.iscoroutinefunction(function):
         wrapper: Callable[..., Any] = _coroutine(function, opener)
     elif inspect.isasyncgenfunction(function):

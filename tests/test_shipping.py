@@ -1,0 +1,478 @@
+"""The way from a finished trace to the archive: durable first, shipped in the background, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+import trifle_otel as trifle
+from trifle_otel import Archive, shipper
+from trifle_otel.delivery import Delivery
+from trifle_otel.encoding import encode_record
+from trifle_otel.errors import NotFound, StoreUnavailable
+from trifle_otel.indexes.memory import MemoryIndex
+from trifle_otel.records import Folder, TraceRecord
+from trifle_otel.runtime import Runtime, Troubles, install
+from trifle_otel.settings import Settings
+from trifle_otel.shipper import Shipper
+from trifle_otel.spool import Parcel, Spool, save
+from trifle_otel.stores.memory import MemoryStore
+from trifle_otel.testing import sample_record
+
+
+class Faulty(MemoryStore):
+    """A store that can be out of reach, refuse, or hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Callable[[], None] = lambda: None
+
+    def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
+        """Write, unless something is the matter."""
+        self.fault()
+        super().write(folder, name, data)
+
+    def open(self, folder: Folder, name: str) -> BinaryIO:
+        """Read, unless something is the matter."""
+        self.fault()
+        return super().open(folder, name)
+
+
+class FaultyIndex(MemoryIndex):
+    """An index that can be out of reach, and notes how often it was written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Callable[[], None] = lambda: None
+        self.batches: list[int] = []
+
+    def put(self, records: Sequence[TraceRecord]) -> None:
+        """Put, unless something is the matter."""
+        self.fault()
+        self.batches.append(len(records))
+        super().put(records)
+
+
+def unavailable() -> None:
+    """What a store says that is down."""
+    raise StoreUnavailable("it is down")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come quickly."""
+    monkeypatch.setattr(shipper, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(shipper, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(shipper, "LINGER", 0.01)
+
+
+class Setup:
+    """A delivery over faulty parts, with a spool on disk."""
+
+    def __init__(self, folder: Path, *, limit: int = 1 << 30, **settings: object) -> None:
+        self.store = Faulty()
+        self.index = FaultyIndex()
+        self.archive = Archive(self.store, self.index)
+        self.settings = Settings(spool_limit=limit, **settings)  # type: ignore[arg-type]
+        self.runtime = Runtime(self.settings, None)
+        self.spool = Spool(folder / "spool")
+        self.troubles: Troubles = self.runtime.troubles
+        self.delivery = Delivery(self.archive, self.spool, self.settings, self.troubles)
+        self.runtime.sink = self.delivery
+        install(self.runtime)
+
+    def record(self, key: str = "jobs/one", lines: int = 1) -> str:
+        """Record a trace; gives its reference."""
+        with trifle.tracer(key) as job:
+            for number in range(lines):
+                trifle.trace(f"line {number}")
+        return job.reference
+
+    def keys(self) -> list[str]:
+        """The keys in the archive, in order."""
+        return sorted(record.key for record in self.archive.search(limit=1000).records)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Iterator[Setup]:
+    """A delivery whose store and index can be made to fail."""
+    made = Setup(tmp_path)
+    yield made
+    made.store.fault = made.index.fault = lambda: None
+    made.delivery.shutdown(5)
+    install(None)
+
+
+def test_traces_wait_while_the_store_is_down_and_are_shipped_when_it_is_back(setup: Setup) -> None:
+    """Nothing is lost while the store is out of reach, and nothing comes twice."""
+    setup.store.fault = unavailable
+    references = [setup.record() for _ in range(20)]
+    assert not trifle.flush(0.2)
+    assert setup.archive.search().records == []
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert {record.reference for record in setup.archive.search(limit=100).records} == set(references)
+    assert setup.archive.entries(references[0]).damaged == []
+    assert setup.troubles.counts["the archive cannot be written; traces wait"] >= 1
+
+
+def test_rows_wait_while_the_index_is_down(setup: Setup) -> None:
+    """The payload is stored once, its row follows when the index is back."""
+    setup.index.fault = unavailable
+    setup.record()
+    assert not trifle.flush(0.2)
+    writes: list[str] = []
+    setup.store.fault = lambda: writes.append("again")
+    setup.index.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/one"]
+    assert writes == []
+    assert list((setup.spool.root).glob("*/rows-*")) == []
+
+
+def test_rows_are_indexed_in_batches(setup: Setup) -> None:
+    """Many traces reach the index in few statements."""
+    setup.store.fault = unavailable
+    for _ in range(100):
+        setup.record()
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert len(setup.index.batches) <= 2
+    assert sum(setup.index.batches) == 100
+
+
+def test_a_store_that_hangs_does_not_hold_up_the_job_or_a_flush(setup: Setup) -> None:
+    """Calls in the job return at once, and flush keeps its deadline."""
+    release = threading.Event()
+    setup.store.fault = lambda: assert_true(release.wait(20))
+    try:
+        setup.record()
+        start = time.monotonic()
+        assert not trifle.flush(0.3)
+        assert time.monotonic() - start < 2
+        start = time.monotonic()
+        for _ in range(20):
+            setup.record()
+        assert time.monotonic() - start < 2
+    finally:
+        release.set()
+    assert trifle.flush(5)
+    assert len(setup.keys()) == 21
+
+
+def assert_true(holds: bool) -> None:
+    """What a lambda cannot say."""
+    assert holds
+
+
+def test_the_bound_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
+    """Above `spool_limit` the oldest traces go, from disk too, and are counted."""
+    setup = Setup(tmp_path, limit=6_000)
+    setup.store.fault = unavailable
+    for number in range(30):
+        setup.record(f"jobs/{number:02d}", lines=20)
+    dropped = setup.troubles.counts["traces were dropped: more waited than `spool_limit` allows"]
+    assert 0 < dropped < 30
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == [f"jobs/{number:02d}" for number in range(dropped, 30)]
+    assert [path for path in setup.spool.root.glob("*/*") if path.is_dir()] == []
+    setup.delivery.shutdown(5)
+
+
+def test_a_trace_that_the_archive_refuses_is_put_aside(setup: Setup) -> None:
+    """It does not hold up the others, and is kept where it can be looked at."""
+
+    def refuse() -> None:
+        raise ValueError("never")
+
+    setup.store.fault = refuse
+    reference = setup.record("jobs/bad")
+    assert trifle.flush(5)
+    setup.store.fault = lambda: None
+    setup.record("jobs/good")
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/good"]
+    (aside,) = (setup.spool.root / "unshippable").iterdir()
+    assert aside.name.endswith(reference)
+    assert (aside / "record.json").exists()
+
+
+def test_an_ignored_trace_leaves_nothing(setup: Setup) -> None:
+    """Neither a deferred one nor a live one that had been flushed."""
+    with trifle.tracer("jobs/ignored", mode="deferred"):
+        trifle.artifact("a.txt", "gone")
+        trifle.ignore()
+    with trifle.tracer("jobs/ignored", mode="live") as job:
+        trifle.trace("x")
+        setup.delivery.bump(job)
+        assert trifle.flush(5)
+        assert setup.archive.find(job.reference).state == "running"
+        trifle.ignore()
+    assert trifle.flush(5)
+    assert setup.keys() == []
+    assert list(setup.store.folders()) == []
+    assert [path for path in setup.spool.root.glob("*/*") if path.is_dir()] == []
+
+
+def test_a_live_trace_is_readable_while_it_runs(setup: Setup) -> None:
+    """Each flush adds a part; the end adds the last one and the final record."""
+    with trifle.tracer("jobs/live", mode="live") as job:
+        trifle.trace("one")
+        setup.delivery.bump(job)
+        assert trifle.flush(5)
+        first = setup.archive.find(job.reference)
+        assert (first.state, first.parts, first.length) == ("running", 1, 2)
+        trifle.trace("two")
+        trifle.artifact("a.txt", "kept")
+        setup.delivery.bump(job)
+        trifle.trace("three")
+    assert trifle.flush(5)
+    record = setup.archive.find(job.reference)
+    assert (record.state, record.parts, record.length) == ("success", 3, 5)
+    assert [entry.message for entry in setup.archive.entries(record)][1:] == ["one", "two", "a.txt", "three"]
+    assert setup.archive.artifact(record, "a.txt") == b"kept"
+
+
+def test_a_flush_that_the_end_overtakes_is_not_lost(setup: Setup) -> None:
+    """Parts that wait while the store is down come in with the end, in order."""
+    setup.store.fault = unavailable
+    with trifle.tracer("jobs/live", mode="live") as job:
+        for number in range(3):
+            trifle.trace(f"line {number}")
+            setup.delivery.bump(job)
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    entries = setup.archive.entries(job.reference)
+    assert [entry.message for entry in entries][1:] == ["line 0", "line 1", "line 2"]
+    assert entries.damaged == []
+
+
+def test_a_journaled_deferred_trace_is_one_part(setup: Setup) -> None:
+    """What the timer noted of a deferred trace leaves no mark on it, its oversized messages included."""
+    with trifle.tracer("jobs/deferred", mode="deferred") as job:
+        trifle.trace("one")
+        trifle.trace("x" * 200_000)
+        setup.delivery.bump(job)
+        trifle.trace("two", state="warning")
+        setup.delivery.bump(job)
+        trifle.trace("three")
+        assert setup.archive.search().records == []
+    assert trifle.flush(5)
+    record = setup.archive.find(job.reference)
+    assert (record.parts, record.length) == (1, 5)
+    assert record.counters["states"] == {"success": 4, "warning": 1, "error": 0, "debug": 0}
+    assert record.counters["types"] == {"text": 4, "head": 0, "raw": 0, "media": 1}
+    assert len(setup.archive.entries(record)) == 5
+    assert len([name for name in setup.store.names(record.folder) if "part_row" in name]) == 1
+    assert not [name for name in setup.store.names(record.folder) if "journal" in name]
+
+
+def test_a_disk_that_is_full_leaves_memory(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the spool cannot be written traces are held in memory, artifacts included, and shipped from there."""
+
+    def full(*arguments: object, **keywords: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with trifle.tracer("jobs/half"):
+        trifle.artifact("early.txt", "on disk")
+        monkeypatch.setattr(Spool, "write", full)
+        monkeypatch.setattr(Spool, "folder", full)
+        trifle.artifact("late.txt", "in memory")
+    with trifle.tracer("jobs/whole"):
+        trifle.trace("x")
+    monkeypatch.undo()
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/half", "jobs/whole"]
+    (half,) = setup.archive.search(segment="jobs/half").records
+    assert setup.archive.artifact(half, "early.txt") == b"on disk"
+    assert setup.archive.artifact(half, "late.txt") == b"in memory"
+    assert len(setup.archive.entries(half)) == half.length == 3
+
+
+def test_threads_lose_nothing(setup: Setup) -> None:
+    """Twenty threads that record at once: every trace arrives."""
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            setup.record(f"jobs/{number}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert trifle.flush(10)
+    assert len(setup.keys()) == 200
+
+
+def test_recording_goes_on_after_a_shutdown(setup: Setup) -> None:
+    """A trace that ends after `shutdown` is shipped all the same."""
+    setup.record("jobs/before")
+    assert trifle.shutdown(5)
+    setup.record("jobs/after")
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/after", "jobs/before"]
+
+
+def test_our_own_work_is_not_traced(setup: Setup) -> None:
+    """Instrumentations are told to keep silent while we ship."""
+    from opentelemetry.context import get_value
+
+    seen: list[object] = []
+    setup.store.fault = lambda: seen.append(get_value("suppress_instrumentation"))
+    setup.record()
+    assert trifle.flush(5)
+    assert seen
+    assert set(seen) == {True}
+
+
+def test_a_long_live_trace_does_not_pile_up_in_memory(tmp_path: Path) -> None:
+    """Many lines are flushed without waiting for the timer, and all of them are in the archive."""
+    setup = Setup(tmp_path)
+    with trifle.tracer("jobs/long", mode="live") as job:
+        for number in range(50_000):
+            trifle.trace(f"line {number}")
+            assert job.lines is not None
+            assert len(job.lines) <= 20_001
+    assert trifle.flush(20)
+    record = setup.archive.find(job.reference)
+    assert record.length == 50_001
+    assert record.parts == 3
+    entries = setup.archive.entries(record)
+    assert entries[-1].message == "line 49999"
+    setup.delivery.shutdown(5)
+
+
+# --- what a dead process left behind, in every state that it can have left it in
+
+
+def left_behind(root: Path) -> tuple[Spool, str]:
+    """A spool whose owner is gone, and its folder."""
+    spool = Spool(root)
+    own = spool.open()
+    return spool, own
+
+
+def adopt(root: Path, store: MemoryStore, index: MemoryIndex) -> int:
+    """Adopt what is in a spool."""
+    return Shipper(store, index, Spool(root), Troubles(None), limit=1).adopt()
+
+
+def test_a_note_without_its_payload_makes_no_row(tmp_path: Path) -> None:
+    """A process that died after it noted a record, and before the payload moved, leaves no row without payload."""
+    record = sample_record(state="success")
+    spool, _ = left_behind(tmp_path)
+    spool.note(encode_record(record))
+    spool.forget()
+    store, index = MemoryStore(), MemoryIndex()
+    assert adopt(tmp_path, store, index) == 0
+    assert index.find(record.reference) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_whose_payload_is_stored_makes_the_row(tmp_path: Path) -> None:
+    """A process that died between payload and index leaves a row to whoever adopts its spool."""
+    record = sample_record(state="success")
+    spool, _ = left_behind(tmp_path)
+    spool.note(encode_record(record))
+    spool.forget()
+    store, index = MemoryStore(), MemoryIndex()
+    store.write(record.folder, "record.json", encode_record(record))
+    adopt(tmp_path, store, index)
+    assert index.find(record.reference) == record
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_cut_in_mid_line_gives_the_lines_before(tmp_path: Path) -> None:
+    """What a process killed in mid-write left of its notes does not hide the rest."""
+    record = sample_record(state="success")
+    spool, own = left_behind(tmp_path)
+    note = spool.note(encode_record(record))
+    os.write(note.descriptor, b'{"reference":"01')
+    spool.forget()
+    store, index = MemoryStore(), MemoryIndex()
+    store.write(record.folder, "record.json", encode_record(record))
+    adopt(tmp_path, store, index)
+    assert index.find(record.reference) == record
+
+
+def test_a_trace_without_a_record_is_counted_and_removed(tmp_path: Path) -> None:
+    """A process that died before anything said which trace it was leaves nothing that anybody could find."""
+    spool, _ = left_behind(tmp_path)
+    folder = spool.folder("somebody")
+    spool.write(folder, "artifacts/a.txt", b"x")
+    spool.forget()
+    troubles = Troubles(None)
+    assert Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles, limit=1).adopt() == 0
+    assert troubles.counts["traces of a dead process had recorded nothing yet"] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_processs_traces_stay_until_the_archive_has_them(tmp_path: Path) -> None:
+    """Where the index is down at adoption, the next one to adopt finds everything still there."""
+    record = sample_record(state="success")
+    spool, _ = left_behind(tmp_path)
+    save(spool, spool.folder(record.reference), {"data_1.json": b"[]"}, encode_record(record))
+    spool.forget()
+    store, index = MemoryStore(), FaultyIndex()
+    index.fault = unavailable
+    adopt(tmp_path, store, index)
+    index.fault = lambda: None
+    assert adopt(tmp_path, store, index) == 1
+    assert index.find(record.reference) == record
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_processs_spool_is_left_alone(tmp_path: Path) -> None:
+    """A folder whose lock is held is not adopted."""
+    record = sample_record(state="success")
+    spool, own = left_behind(tmp_path)
+    save(spool, spool.folder(record.reference), {"data_1.json": b"[]"}, encode_record(record))
+    assert adopt(tmp_path, MemoryStore(), MemoryIndex()) == 0
+    assert len(list(Path(own).iterdir())) == 2
+    spool.forget()
+
+
+def test_a_parcel_whose_folder_vanished_is_reported(tmp_path: Path) -> None:
+    """A spool that somebody removed is an error that is counted, not a row without payload."""
+    troubles = Troubles(None)
+    ship = Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles, limit=1 << 30)
+    ship.put(Parcel(sample_record(state="success"), tmp_path / "gone"))
+    assert ship.flush(5)
+    assert any("cannot be shipped" in what for what in troubles.counts)
+    with pytest.raises(NotFound):
+        Archive(ship.store, ship.index).find(sample_record().reference)
+    ship.close(1)
+
+
+@pytest.mark.fault
+def test_a_spool_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A real, small and full file system under the spool: traces are held in memory and shipped when the store is back."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr!r}")
+    try:
+        setup = Setup(disk)
+        setup.store.fault = unavailable
+        for number in range(100):
+            setup.record(f"jobs/{number:03d}", lines=50)
+        setup.store.fault = lambda: None
+        assert trifle.flush(10)
+        assert setup.keys() == [f"jobs/{number:03d}" for number in range(100)]
+        setup.delivery.shutdown(5)
+        install(None)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

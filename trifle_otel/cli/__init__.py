@@ -1,0 +1,102 @@
+"""The command `trifle-otel`: exit codes, and errors as one line each.
+
+0: done. 1: nothing found, or partly failed. 2: wrong use. 130: interrupted. The commands are in modules
+of their own, loaded here when they are needed, as rich and cyclopts are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TextIO
+
+from trifle_otel.errors import MissingDependency, TrifleError, UsageError
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+_NEEDED = ("rich", "cyclopts")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `trifle-otel` with these arguments (the process's own where None are given) and give the exit code."""
+    warnings = _Warnings()
+    logger = logging.getLogger("trifle_otel")
+    logger.addHandler(warnings)
+    _be_able_to_print(sys.stdout, sys.stderr)
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        logger.removeHandler(warnings)
+    return code or (FAILED if warnings.seen else DONE)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = _command(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read it has enough
+        _drop_output()
+        return DONE
+    except UsageError as error:
+        return _fail(error, MISUSED)
+    except (TrifleError, OSError) as error:
+        return _fail(error, FAILED)
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    try:
+        from cyclopts import CycloptsError
+
+        from trifle_otel.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        raise MissingDependency(f"the commands need {error.name}: pip install 'trifle-otel[cli]'") from error
+    try:
+        return run(arguments)
+    except CycloptsError as error:
+        raise UsageError(f"{error} See trifle-otel --help.") from error
+
+
+def _fail(error: Exception, code: int) -> int:
+    """Say what is wrong in one line."""
+    from trifle_otel.cli.visible import visible
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    sys.stderr.write(f"trifle-otel: {visible(' '.join(str(error).split()))}\n")
+    return code
+
+
+def _be_able_to_print(*streams: TextIO) -> None:
+    """Where the terminal's encoding lacks a character, print its code: an icon is no reason to fail."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nobody reads the output any more: keep the interpreter from complaining when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+class _Warnings(logging.Handler):
+    """Prints the library's warnings as commands print theirs, and remembers that there were some."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        from trifle_otel.cli.visible import visible
+
+        self.seen = True
+        sys.stderr.write(f"trifle-otel: {visible(record.getMessage())}\n")

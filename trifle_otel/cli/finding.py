@@ -1,0 +1,59 @@
+"""A trace by its reference, or by the beginning of one that no other trace shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from trifle_otel.archive import Archive
+from trifle_otel.errors import NotFound, UsageError
+from trifle_otel.queries import MAX_LIMIT
+from trifle_otel.records import TraceRecord
+from trifle_otel.references import reference_time
+
+LEAST_PREFIX = 4
+_PAGES = 20
+_SHOWN = 4
+_SLACK = timedelta(seconds=5)  # a reference is made when its trace begins, give or take
+
+
+def resolve(archive: Archive, reference: str) -> TraceRecord:
+    """The record that is meant. Raises `NotFound`, and `UsageError` for the beginning of several references."""
+    try:
+        return archive.find(reference)
+    except NotFound:
+        if len(reference) < LEAST_PREFIX:
+            raise
+    found = list(_beginning_with(archive, reference))
+    if not found:
+        raise NotFound(f"there is no trace {reference!r} in {archive.url}; `trifle-otel ls` lists the newest")
+    if len(found) > 1:
+        names = ", ".join(record.reference for record in found[:_SHOWN])
+        raise UsageError(f"{reference!r} is the beginning of several references: {names}{', …' * (len(found) > _SHOWN)}")
+    return found[0]
+
+
+def _beginning_with(archive: Archive, start: str) -> Iterator[TraceRecord]:
+    """The traces whose reference begins so: looked for among those of its time, else among the newest."""
+    since, until = _times(start)
+    starts = (start, start.upper(), start.lower())
+    cursor = None
+    for _ in range(_PAGES):
+        page = archive.search(since=since, until=until, limit=MAX_LIMIT, cursor=cursor)
+        yield from (record for record in page.records if record.reference.startswith(starts))
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _times(start: str) -> tuple[datetime | None, datetime | None]:
+    """From when to when the references were made that begin so: both kinds of them begin with their time."""
+    for length, lowest, highest in ((26, "0", "Z"), (24, "0", "f")):
+        if len(start) <= length:
+            first, last = (reference_time(start.upper().ljust(length, end)) for end in (lowest, highest.upper()))
+            if first is not None and last is not None:
+                try:
+                    return first - _SLACK, last + _SLACK
+                except OverflowError:
+                    return None, None
+    return None, None

@@ -1,0 +1,220 @@
+"""`show`: one trace, its record on top, its entries below, nested as they were recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+
+from trifle_otel.archive import Archive
+from trifle_otel.cli.finding import resolve
+from trifle_otel.cli.options import Flag, Place, opened
+from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, state_label
+from trifle_otel.cli.visible import (
+    call,
+    compact,
+    count,
+    duration,
+    json_line,
+    size,
+    visible,
+    visible_lines,
+    when,
+    zone,
+)
+from trifle_otel.encoding import format_time, record_fields
+from trifle_otel.errors import NotFound
+from trifle_otel.outline import Block, Outline, outline
+from trifle_otel.reading import Entries
+from trifle_otel.records import ERROR, RESULT, WARNING, Entry, TraceRecord
+
+RESULT_FOLD = 200  # characters of a result that are shown without --full
+TEXT_FOLD = 4_000  # of everything else: tracebacks are to be read
+MAX_INDENT = 24  # levels
+HEAD = "■ "
+_TIME_WIDTH = 9
+_OFFLOADED = "part_row_"
+_MARKS = {WARNING: "!", ERROR: "✗"}
+
+
+def show(
+    reference: str,
+    /,
+    *,
+    full: Flag = False,
+    artifact: str | None = None,
+    json: Flag = False,
+    place: Place | None = None,
+) -> int:
+    """Show one trace: what is known about it, then its lines, nested, with the time that each block took.
+
+    Parameters
+    ----------
+    reference
+        The trace's reference, or the beginning of it.
+    full
+        Unfold long results and texts, those that are stored beside the trace too.
+    artifact
+        Print this artifact instead, as it is stored.
+    json
+        Print the record and then each entry as it is stored, one a line, as JSON.
+    """
+    with opened(place) as archive:
+        record = resolve(archive, reference)
+        if artifact is not None:
+            return _print_artifact(archive, record, artifact)
+        entries = archive.entries(record)
+        if json:
+            _print_json(record, entries)
+        else:
+            screen = Screen()
+            print_record(screen, record)
+            screen.print()
+            for _ in Lines(archive, record, entries, full=full).print(screen):
+                pass
+        return _report(entries)
+
+
+def _print_json(record: TraceRecord, entries: Entries) -> None:
+    write = sys.stdout.buffer.write
+    write(json_line(record_fields(record)))
+    for entry in entries:
+        write(json_line(entry.stored))
+
+
+def _report(entries: Entries) -> int:
+    """Name what could not be read. Gives the exit code."""
+    sys.stdout.flush()
+    for damage in entries.damaged:
+        complain(str(damage))
+    return 1 if entries.damaged else 0
+
+
+def _print_artifact(archive: Archive, record: TraceRecord, name: str) -> int:
+    data = archive.artifact(record, name)
+    if sys.stdout.isatty():
+        data = "".join(f"{line}\n" for line in visible_lines(data.decode(errors="backslashreplace"))).encode()
+    sys.stdout.buffer.write(data)
+    return 0
+
+
+def print_record(screen: Screen, record: TraceRecord) -> None:
+    """What is known about a trace."""
+    screen.wrap([(state_label(record.state), STYLES.get(record.state, "")), ("  ", "")], call(record), "bold")
+    for name, text in _facts(record, piped=screen.width is None):
+        if text:
+            screen.wrap([(f"  {name:<10} ", "dim")], text)
+
+
+def _facts(record: TraceRecord, *, piped: bool) -> Iterator[tuple[str, str]]:
+    yield "reference", visible(record.reference)
+    yield "started", format_time(record.first_at) if piped else f"{when(record.first_at)} {zone(record.first_at)}"
+    took = duration(record.duration * 1_000_000) if record.duration else "less than 1 ms"
+    yield "took", took if record.finished else f"{took} so far"
+    yield "lines", f"{record.length:,}{_counters(record)}"
+    yield "kept until", format_time(record.expires_at) if piped else when(record.expires_at)
+    yield "tags", visible("  ".join(record.tags))
+    yield "meta", "" if record.meta is None else compact(record.meta)
+    yield "context", visible("  ".join(f"{name}={compact(value)}" for name, value in record.context.items()))
+
+
+def _counters(record: TraceRecord) -> str:
+    """The counters, as far as there is something to say: `: 310 success, 6 warning; 5 levels deep`."""
+    states = record.counters.get("states")
+    depth = record.counters.get("max_level")
+    said = [f"{n:,} {state}" for state, n in states.items() if n] if isinstance(states, dict) else []
+    text = f": {', '.join(said)}" if said else ""
+    text += f"; {depth + 1} levels" if isinstance(depth, int) and depth else ""
+    return visible(text + f"; {count(record.parts, 'part')}")
+
+
+class Lines:
+    """The lines of a trace, ready to be printed one by one."""
+
+    def __init__(self, archive: Archive, record: TraceRecord, entries: Entries, *, full: bool = False) -> None:
+        self.archive = archive
+        self.record = record
+        self.entries = entries
+        self.full = full
+        self.outline: Outline = outline(entries)
+        self.number_width = max(len(str(len(entries))), 3)
+
+    def print(self, screen: Screen, limit: int | None = None) -> Iterator[int]:
+        """Print the entries, at most `limit`; gives the place of each after it was printed."""
+        for place, entry in islice(enumerate(self.entries), limit):
+            self._print_entry(screen, place, entry)
+            yield place
+
+    def _print_entry(self, screen: Screen, place: int, entry: Entry) -> None:
+        level = entry.level if "level" in entry.stored else self.outline.depth(place)
+        prefix: list[Piece] = [
+            (f"{place + 1:>{self.number_width}} ", "dim"),
+            (_MARKS.get(entry.state, " "), STYLES.get(entry.state, "")),
+            (f"{self._time(place):>{_TIME_WIDTH}}  ", "cyan"),
+            ("  " * min(level, MAX_INDENT), ""),
+        ]
+        style = self._style(place, entry)
+        if entry.type == "head":
+            prefix.append((HEAD, style))
+        hang = [(" " * sum(len(text) for text, _ in prefix), "")]
+        for line in self._text(entry):
+            screen.wrap(prefix, line, style)
+            prefix = hang
+
+    def _time(self, place: int) -> str:
+        block = self.outline.opening(place)
+        return "" if block is None else block_time(block)
+
+    def _style(self, place: int, entry: Entry) -> str:
+        owner = self.outline.owners[place]
+        if entry.state in (WARNING, ERROR):
+            return STYLES[entry.state]
+        if entry.type == "head":
+            return "bold"
+        if entry.type == "media":
+            return "magenta"
+        if owner is not None and owner.result == place:
+            return "green"
+        return "dim" if entry.state == "debug" or (owner is not None and owner.closed == place) else ""
+
+    def _text(self, entry: Entry) -> list[str]:
+        """What an entry says, in the lines to be shown."""
+        if entry.type == "media":
+            return self._media(entry)
+        most = RESULT_FOLD if entry.type == "raw" and entry.message.startswith(RESULT) else TEXT_FOLD
+        return visible_lines(entry.message) if self.full else folded(entry.message, most)
+
+    def _media(self, entry: Entry) -> list[str]:
+        amount = "size unknown" if entry.size is None else size(entry.size)
+        if not is_offloaded(entry):
+            return [visible(f"artifact {entry.message} ({amount})")]
+        if not self.full:
+            return [f"… ({amount}, --full shows it)"]
+        try:
+            return visible_lines(self.archive.artifact(self.record, entry.message).decode(errors="backslashreplace"))
+        except NotFound as error:
+            complain(str(error))
+            return [visible(f"{entry.message} ({amount}) is missing")]
+
+
+def is_offloaded(entry: Entry) -> bool:
+    """Whether it stands for a message that is stored as a file beside: artifacts of callers have no level."""
+    return entry.message.startswith(_OFFLOADED) and "level" in entry.stored
+
+
+def block_time(block: Block) -> str:
+    """How long a block took: `open` while it runs, about how long where only whole seconds are known."""
+    if block.duration_ns is None:
+        return "open"
+    if block.exact:
+        return duration(block.duration_ns)
+    return f"~{duration(block.duration_ns)}" if block.duration_ns else "<1 s"
+
+
+def folded(text: str, most: int) -> list[str]:
+    """`text` in lines, or its beginning where it has more than `most` characters, and how long it is."""
+    if len(text) <= most:
+        return visible_lines(text)
+    lines = visible_lines(text[:most])
+    lines[-1] += f"… ({size(len(text.encode(errors='replace')))}, --full shows it)"
+    return lines

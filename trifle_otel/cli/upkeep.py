@@ -1,0 +1,47 @@
+"""`reindex`, `cleanup`, `recover`, `setup`: keeping an archive in order."""
+
+from __future__ import annotations
+
+from trifle_otel.cli.options import Flag, Place, open_new, opened
+from trifle_otel.cli.terminal import progress
+from trifle_otel.cli.visible import count, visible
+
+
+def reindex(*, place: Place | None = None) -> int:
+    """Fill the index from the stored traces, those that other libraries wrote too.
+
+    An index that is damaged is made anew.
+    """
+    with opened(place) as archive, progress("Reading traces", None) as bar:
+        found = archive.reindex(progress=lambda done: bar.update(bar.task_ids[0], completed=done))
+        print(f"The index holds {count(found, 'trace')} of the store.")
+    return 0
+
+
+def cleanup(*, dry_run: Flag = False, place: Place | None = None) -> int:
+    """Delete the traces whose retention is over, each judged by its own age.
+
+    Parameters
+    ----------
+    dry_run
+        Only say how many there are.
+    """
+    with opened(place) as archive:
+        found = count(archive.cleanup(dry_run=dry_run), "trace")
+        print(f"{found} would be deleted." if dry_run else f"Deleted {found}.")
+    return 0
+
+
+def recover(*, place: Place | None = None) -> int:
+    """Ship into the archive what processes that died left in its spool."""
+    with opened(place) as archive:
+        print(f"Recovered {count(archive.recover(), 'trace')}.")
+    return 0
+
+
+def setup(*, place: Place | None = None) -> int:
+    """Create what the archive and its index need; what is there stays as it is."""
+    with open_new(place or Place()) as archive:
+        archive.setup()
+        print(visible(f"{archive.url} is ready."))
+    return 0

@@ -1,0 +1,123 @@
+"""Text from archives made harmless for a terminal: whatever would steer it, or reorder or hide text, is made visible.
+
+Also numbers as people read them: sizes, durations, times. Colours and widths are `terminal`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from trifle_otel.encoding import to_json
+from trifle_otel.records import TraceRecord
+
+_HAZARDS = re.compile(
+    "[\0-\x1f\x7f-\x9f"  # control characters: escape sequences begin with them
+    "\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # reorder, break or hide text
+    "\ud800-\udfff\U000e0000-\U000e0fff]"  # lone surrogates, and letters that nobody sees
+)
+
+
+def visible(text: str) -> str:
+    """`text` in one line: control characters as their symbols (`␛`), line ends too, other hazards as escapes."""
+    return _HAZARDS.sub(_shown, text) if _HAZARDS.search(text) else text
+
+
+def visible_lines(text: str) -> list[str]:
+    """`text` as the lines that it has, each harmless, and tabs as spaces."""
+    if "\n" not in text and "\t" not in text:
+        return [visible(text)]
+    return [visible(line.removesuffix("\r").expandtabs(4)) for line in text.split("\n")]
+
+
+def _shown(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def json_line(value: object) -> bytes:
+    """A value as one line of JSON that means what it meant, and cannot steer a terminal either."""
+    text = to_json(value).decode()
+    return (_HAZARDS.sub(_escaped, text) if _HAZARDS.search(text) else text).encode() + b"\n"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    high, low = divmod(code - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+def compact(value: Any) -> str:
+    """A value as JSON in one line, for people: a text at the top without its quotes."""
+    return visible(value if isinstance(value, str) else _json(value))
+
+
+def call(record: TraceRecord) -> str:
+    """What was run, as it would be called: `prices/landed(9, "DE")`."""
+    meta = record.meta
+    if meta is None:
+        return visible(record.key)
+    if isinstance(meta, Mapping):
+        arguments = ", ".join(f"{name}={_json(value)}" for name, value in meta.items())
+    elif isinstance(meta, list | tuple):
+        arguments = ", ".join(map(_json, meta))
+    else:
+        arguments = _json(meta)
+    return visible(f"{record.key}({arguments})")
+
+
+def _json(value: Any) -> str:
+    return to_json(value).decode()
+
+
+def size(amount: int) -> str:
+    """Bytes, rounded: `71 B`, `1.23 MB`."""
+    for unit, length in (("B", 1), ("kB", 10**3), ("MB", 10**6), ("GB", 10**9)):
+        if amount < 999.5 * length:
+            return f"{amount / length:.3g} {unit}"
+    return f"{amount / 10**12:,.0f} TB"
+
+
+def duration(ns: int) -> str:
+    """Nanoseconds as people say it: `12.3 ms`, `4.1 s`, `2 min 5 s`, `3 h 20 min`."""
+    if not ns:
+        return "0 s"
+    for unit, length, most in (("µs", 10**3, 999.5), ("ms", 10**6, 999.5), ("s", 10**9, 59.95)):
+        if ns < most * length:
+            return f"{ns / length:.3g} {unit}"
+    seconds = round(ns / 10**9)
+    for large, small, length, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if seconds < 60 * length or large == "d":
+            break
+    rest = seconds % length // part
+    return f"{seconds // length:,} {large}" + (f" {rest} {small}" if rest else "")
+
+
+def when(moment: datetime) -> str:
+    """A time in the zone of whoever reads, to the second."""
+    return f"{_local(moment):%Y-%m-%d %H:%M:%S}"
+
+
+def zone(moment: datetime) -> str:
+    """The name of that zone at that time."""
+    return visible(_local(moment).tzname() or "")
+
+
+def _local(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone()
+    except (OverflowError, ValueError, OSError):  # the year 1 or 9999, at its edge
+        return moment
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """`1 trace`, `2,400 traces`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
