@@ -31,10 +31,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_configured(own_folder: Path, clean_environment: None) -> Iterator[None]:
     """What a test configures ends with it: its background thread is stopped, and the next test starts anew."""
     yield
-    loaded = sys.modules.get("trifle_otel.runtime")
-    runtime = loaded.install(None) if loaded else None
-    if runtime is not None and runtime.sink is not None:
-        runtime.sink.shutdown(5)
+    configuration = sys.modules.get("trifle_otel.configuration")
+    if configuration is not None:
+        configuration.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,7 @@ def _journaled(root: Path, mode: str, reference: str, archive: Archive) -> bool:
     if mode == "live":
         record = archive.index.find(reference)
         return record is not None and record.length >= 6
-    records = [path for path in (root / ".spool").glob(f"*/*-{reference}/record.json")]
+    records = (root / ".spool").glob(f"*/*-{reference}/record.json")
     return any(json.loads(path.read_bytes())["length"] >= 6 for path in records)
 
 
@@ -246,7 +246,7 @@ def kill_in_mid_work(folder: Path, mode: str, after: float) -> tuple[list[str], 
     out = first + process.stdout.read()
     process.stdout.close()
     process.wait()
-    finished = [line for line in out.split("\n")[:-1]]
+    finished = out.split("\n")[:-1]
     archive = Archive.open(folder)
     archive.recover()
     return finished, archive

@@ -387,20 +387,74 @@ if child:
 
 
 def test_labels_follow_the_rows(path: Path, index: SQLiteIndex) -> None:
-    """After changes and deletions, what searches walk through holds the labels of the records that are there alone."""
+    """After changes and deletions, what searches walk through holds the words of the records that are there alone."""
     running = [sample_record(reference=f"ref-{n}", state="running", tags=("a",), duration=n) for n in range(5)]
     index.put(running)
     index.put([replace(record, state="error", tags=("b", "c"), duration=99_999) for record in running[:3]])
+    index.put([replace(running[3], first_at=START + timedelta(days=1))])
     index.delete(["ref-0", "ref-4"])
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT reference, kind, value FROM labels ORDER BY 1, 2, 3").fetchall()
-    segments = [(0, ""), (0, "commodity"), (0, "commodity/calculate"), (0, "commodity/calculate/one")]
-    ended = [*segments, (1, "b"), (1, "c")]
-    assert rows == [
-        (reference, *label)
-        for reference, labels in (("ref-1", ended), ("ref-2", ended), ("ref-3", [*segments, (1, "a")]))
-        for label in labels
+        connection.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab (main, labels, row)")
+        counts = [count for (count,) in connection.execute("SELECT doc FROM words")]
+    # shared by the three that are left: three segments and the trace id; by two: the error's, b, c, and
+    # three for the duration; by one: running, a, and three for its duration
+    assert sorted(counts) == [1] * 5 + [2] * 6 + [3] * 4
+    index.delete(["ref-1", "ref-2", "ref-3"])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab (main, labels, row)")
+        assert connection.execute("SELECT * FROM words").fetchall() == []
+
+
+def test_thousands_in_one_millisecond(index: SQLiteIndex) -> None:
+    """Traces that all began at once, as where times are whole seconds, are kept apart, in order, and replaced."""
+    batch = [sample_record(reference=f"{n:05}", tags=(f"n:{n % 2}",)) for n in range(6_000)]
+    index.put(batch[:3_000])
+    index.put(batch[3_000:])
+    index.put([replace(record, state="error") for record in batch[::1_000]])
+    found = [record.reference for page in pages(index, Query(all_tags=("n:1",), limit=1000)) for record in page]
+    assert found == [f"{n:05}" for n in range(5_999, 0, -2)]
+    assert [record.reference for record in index.search(Query(state="error"))] == [
+        f"{n:05}" for n in range(5_000, -1, -1_000)
     ]
+
+
+def test_a_record_that_moves_in_time(index: SQLiteIndex) -> None:
+    """A record that comes again with another beginning is found there, and no longer in its old place."""
+    record = sample_record()
+    index.put([record, sample_record(reference="other")])
+    moved = replace(record, first_at=START - timedelta(days=1))
+    index.put([moved])
+    assert index.search(Query(until=START)) == [moved]
+    assert [each.reference for each in index.search(Query(since=START))] == ["other"]
+    assert index.search(Query(all_tags=("product:9",), until=START)) == [moved]
+
+
+@pytest.mark.parametrize("year", [1, 1969, 2109, 2110, 9998])
+def test_times_far_away(index: SQLiteIndex, year: int) -> None:
+    """Traces of any year that a date can have are found and ordered, to the microsecond."""
+    moments = [START.replace(year=year) + timedelta(microseconds=n) for n in (0, 1, 2_000)]
+    records = [sample_record(reference=f"ref-{n}", first_at=moment) for n, moment in enumerate(moments)]
+    index.put(records)
+    index.put([sample_record(reference="now", first_at=START)])
+    assert index.search(Query(segment="commodity", since=moments[0], until=moments[2])) == [records[1], records[0]]
+    found = [record for page in pages(index, Query(limit=1)) for record in page]
+    assert [record.reference for record in found if record.reference != "now"] == ["ref-2", "ref-1", "ref-0"]
+
+
+@pytest.mark.parametrize("duration", [0, 1, 9, 10, 99, 100, 999, 1_000, 2_500, 10**9 - 1, 10**9, 10**10, 2**62])
+def test_durations_around_a_bound(index: SQLiteIndex, duration: int) -> None:
+    """`min_duration` finds its own duration and longer ones, and none that is a millisecond shorter."""
+    durations = {d for d in (duration - 1, duration, duration + 1, duration * 10 + 1) if 0 <= d < 2**63}
+    index.put([sample_record(reference=str(d), duration=d) for d in durations])
+    found = {record.duration for record in index.search(Query(min_duration=duration))}
+    assert found == {d for d in durations if d >= duration}
+
+
+def test_a_hundred_tags(index: SQLiteIndex) -> None:
+    """As many tags as a search may have are searched for at once."""
+    tags = tuple(f"tag:{n}" for n in range(100))
+    index.put([sample_record(tags=tags), sample_record(reference="less", tags=tags[:99])])
+    assert index.search(Query(all_tags=tags, any_tags=tags)) == [sample_record(tags=tags)]
 
 
 def test_values_that_sqlite_cannot_hold(index: SQLiteIndex) -> None:

@@ -42,7 +42,7 @@ PLAIN = "errors records references strict_json encoding conventions values redac
 CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
-COMMANDS = "archive configuration recording replay otlp_receiver span_exporter delivery shipper spool metrics viewer.*"
+COMMANDS = "archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool metrics viewer.*"
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
 LAYERS = {
@@ -64,7 +64,8 @@ LAYERS = {
     "runtime": Layer("errors records conventions values redaction settings"),
     # what a job calls: OpenTelemetry's API, nothing that does I/O
     "recording": Layer(f"{PLAIN} live_spans", "opentelemetry-api"),
-    "live_spans": Layer(f"{PLAIN} recording", "opentelemetry-api"),
+    "live_spans": Layer(f"{PLAIN} recording span_events", "opentelemetry-api"),
+    "span_events": Layer(PLAIN),
     "wrapping": Layer(f"{PLAIN} recording", "opentelemetry-api"),
     "calls": Layer(f"{PLAIN} recording live_spans wrapping", "opentelemetry-api"),
     "packing": Layer(f"{PLAIN} recording"),
@@ -95,6 +96,7 @@ LAYERS = {
     "indexes.postgres": Layer(f"{STORED} indexes.contract", "psycopg"),
     "indexes.mongo": Layer(f"{STORED} indexes.contract", "pymongo bson"),
     "queries": Layer(STORED),
+    "outline": Layer("errors records"),
     "reading": Layer(f"{STORED} stores.contract"),
     "reindex": Layer(f"{STORED} reading stores.contract"),
     "archive": Layer(f"{PLAIN} {CONTRACTS} queries reading reindex spool shipper configuration"),
@@ -112,10 +114,10 @@ LAYERS = {
     "testing": Layer(f"{PLAIN} {CONTRACTS} {JOBS} archive stores.memory indexes.memory", "pytest"),
     "integrations": Layer("integrations.*"),
     "integrations.*": Layer("errors recording calls integrations integrations.*", "*"),
-    "viewer": Layer(f"{STORED} archive viewer.*", "starlette uvicorn jinja2"),
-    "viewer.*": Layer(f"{STORED} archive viewer viewer.*", "starlette uvicorn jinja2"),
+    "viewer": Layer(f"{STORED} archive outline viewer.*", "starlette uvicorn jinja2"),
+    "viewer.*": Layer(f"{STORED} archive outline viewer viewer.*", "starlette uvicorn jinja2"),
     "cli": Layer(f"{PLAIN} {COMMANDS} cli.*", "rich cyclopts"),
-    "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples.* viewer", "rich cyclopts"),
+    "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples examples.* viewer", "rich cyclopts"),
     "__main__": Layer("cli"),
     "examples": Layer(),
     "examples.*": Layer(" ", "currency_converter eu_vat_rates_data"),

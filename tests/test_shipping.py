@@ -1,4 +1,4 @@
-"""The way from a finished trace to the archive: durable first, shipped in the background, nothing lost, nothing doubled."""
+"""From a finished trace to the archive: durable first, shipped in the background, nothing lost, nothing doubled."""
 
 from __future__ import annotations
 
@@ -395,7 +395,7 @@ def test_a_note_whose_payload_is_stored_makes_the_row(tmp_path: Path) -> None:
 def test_a_note_cut_in_mid_line_gives_the_lines_before(tmp_path: Path) -> None:
     """What a process killed in mid-write left of its notes does not hide the rest."""
     record = sample_record(state="success")
-    spool, own = left_behind(tmp_path)
+    spool, _ = left_behind(tmp_path)
     note = spool.note(encode_record(record))
     os.write(note.descriptor, b'{"reference":"01')
     spool.forget()
@@ -456,7 +456,7 @@ def test_a_parcel_whose_folder_vanished_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 def test_a_spool_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """A real, small and full file system under the spool: traces are held in memory and shipped when the store is back."""
+    """With a real, small and full file system under the spool, traces are held in memory and shipped from there."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

@@ -1,4 +1,7 @@
-"""`configure`, and what URLs of archives and indexes mean: the one module that names drivers and reads the environment."""
+"""`configure`, and what URLs of archives and indexes mean.
+
+The one module that names drivers and reads the environment.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import atexit
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote, unquote, urlsplit
 
 from trifle_otel.errors import ConfigurationError, StoreUnavailable
 from trifle_otel.redaction import Redactor
-from trifle_otel.runtime import Runtime, at_first_use, install
-from trifle_otel.settings import Settings
+from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
+from trifle_otel.settings import LONGEST_RETENTION, Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -61,6 +65,7 @@ class Changes(TypedDict, total=False):
     span_events: int
     span_value_limit: int
     events_budget: int
+    service: str | None
     tracer_provider: TracerProvider | None
 
 
@@ -82,7 +87,8 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     """Set up this process, and give the archive that it records into. May be called again.
 
     Args:
-        archive: URL of the archive (`./traces`, `file:///var/traces`, `memory:`); None: `TRIFLE_ARCHIVE`, else `./traces`.
+        archive: URL of the archive (`./traces`, `file:///var/traces`, `memory:`); None: `TRIFLE_ARCHIVE`, else
+            `./traces`.
         changes: the settings, see `Settings`. Each that is not given is read from the environment variable of its
             name in capitals after `TRIFLE_`, and has a default otherwise.
 
@@ -100,6 +106,22 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     return opened
 
 
+def reset() -> None:
+    """Put this process back to before its first `configure`: for tests.
+
+    Ships what waits, stops the background thread, and forgets settings, callbacks and `memory:` archives.
+    """
+    global _delivery
+    with _lock:
+        before, _delivery = _delivery, None
+        install(None)
+        forget_callbacks()
+        _memories.clear()
+    if before is not None:
+        before.shutdown(before.settings.exit_timeout)
+        before.archive.close()
+
+
 def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any]) -> Settings:
     """Settings from arguments, the environment and defaults, checked. Raises `ConfigurationError`."""
     known = {field.name: field for field in dataclasses.fields(Settings)}
@@ -108,7 +130,7 @@ def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any
             raise ConfigurationError(f"no setting {name!r}; {_meant(name, known)}")
     values = {**_from_opentelemetry(), **_from_environment(known), **changes}
     if archive is not None:
-        values["archive"] = os.fspath(archive)
+        values["archive"] = os.fspath(archive) if isinstance(archive, os.PathLike) else archive
     settings = Settings(**values)
     _check(settings)
     return settings
@@ -130,7 +152,7 @@ def locate(archive: str) -> Location:
     if scheme in ("", "file"):
         from trifle_otel.stores.files import FileStore
 
-        folder = Path(path).expanduser().absolute()
+        folder = _folder(path)
         uri = f"file://{quote(folder.as_posix())}"
         return Location(
             lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool"
@@ -148,7 +170,7 @@ def open_index(index: str) -> Index:
     if scheme == "sqlite":
         from trifle_otel.indexes.sqlite import SQLiteIndex
 
-        return SQLiteIndex(Path(path).expanduser().absolute())
+        return SQLiteIndex(_folder(path))
     if scheme == "memory":
         from trifle_otel.indexes.memory import MemoryIndex
 
@@ -180,7 +202,7 @@ def _set_up(settings: Settings) -> tuple[Archive, Delivery, Runtime]:
     _prepare(archive)
     runtime = Runtime(settings, None)
     beside = archive.spool
-    archive.spool = Path(settings.spool).expanduser().absolute() if settings.spool else archive.spool
+    archive.spool = _folder(settings.spool) if settings.spool else archive.spool
     spool = _open_spool(archive.spool, settings)
     direct = spool is not None and spool.root == beside and not archive.store.remote
     delivery = Delivery(archive, spool, settings, runtime.troubles, direct=direct)
@@ -224,6 +246,16 @@ def _open_spool(folder: Path | None, settings: Settings) -> Spool | None:
             return spool
     logger.warning("no spool can be written: what waits for the archive is in memory, and lost if the process dies")
     return None
+
+
+def _folder(path: str) -> Path:
+    try:
+        if "\0" in path:
+            raise ValueError("it holds a NUL")
+        path.encode()
+        return Path(path).expanduser().absolute()
+    except (ValueError, RuntimeError) as error:  # no such user's home
+        raise ConfigurationError(f"{path!r} is no path: {error}") from error
 
 
 def _parse(url: str, what: str) -> tuple[str, str]:
@@ -304,7 +336,20 @@ def _from_opentelemetry() -> dict[str, Any]:
     given = [length for length in lengths if length]
     if given:
         values["span_value_limit"] = min([2048, *given])
+    service = os.environ.get("OTEL_SERVICE_NAME") or _resource_attribute("service.name")
+    if service:
+        values["service"] = service
     return values
+
+
+def _resource_attribute(name: str) -> str:
+    """An attribute of `OTEL_RESOURCE_ATTRIBUTES`, which is `name=value,…` with values percent-encoded; "" for none."""
+    found = ""
+    for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        key, _, value = pair.partition("=")
+        if key.strip() == name:
+            found = unquote(value.strip())
+    return found
 
 
 def _number(variable: str) -> int | None:
@@ -314,35 +359,52 @@ def _number(variable: str) -> int | None:
 
 def _check(settings: Settings) -> None:
     """Refuse values that would only show when a job runs."""
-    rules = {
-        "default_mode": (settings.default_mode in ("live", "deferred"), "'live' or 'deferred'"),
-        "retention": (
-            callable(settings.retention) or _at_least(settings.retention, 1),
-            "whole days from 1, or a callable",
-        ),
-        "bump_every": (_at_least(settings.bump_every, 0.01), "seconds from 0.01"),
-        "payload_size_limit": (_at_least(settings.payload_size_limit, 1024), "bytes from 1024"),
-        "spool_limit": (_at_least(settings.spool_limit, 1), "bytes from 1"),
-        "exit_timeout": (_at_least(settings.exit_timeout, 0), "seconds from 0"),
-        "max_spans": (_at_least(settings.max_spans, 0), "a number from 0"),
-        "span_events": (_at_least(settings.span_events, 0), "a number from 0"),
-        "span_value_limit": (_at_least(settings.span_value_limit, 1), "bytes from 1"),
-        "events_budget": (_at_least(settings.events_budget, 0), "bytes from 0"),
-        "redaction": (isinstance(settings.redaction, bool | Redactor), "True, False or a Redactor"),
-        "serializer": (
-            callable(settings.serializer) or settings.serializer in ("repr", "str", "json"),
-            "'repr', 'str', 'json' or a callable",
-        ),
-        "context": (callable(settings.context) or isinstance(settings.context, Mapping), "a mapping or a callable"),
-        "error_handler": (settings.error_handler is None or callable(settings.error_handler), "a callable or None"),
-    }
-    for name, (holds, allowed) in rules.items():
+    for name, (holds, allowed) in (*_rules_of_storing(settings), *_rules_of_recording(settings)):
         if not holds:
             raise ConfigurationError(f"{name}={getattr(settings, name)!r} is not allowed; it is {allowed}")
 
 
+_Rule = tuple[str, tuple[bool, str]]
+"""A setting's name, whether its value is allowed, and what is."""
+
+
+def _rules_of_storing(settings: Settings) -> Iterator[_Rule]:
+    yield "archive", (isinstance(settings.archive, str), f"a path or a URL: {ARCHIVES}")
+    yield "index", (settings.index is None or isinstance(settings.index, str), f"None or a URL: {INDEXES}")
+    yield "spool", (settings.spool is None or isinstance(settings.spool, str), "None or a folder's path")
+    days = settings.retention
+    allowed = callable(days) or _whole(days, 1, LONGEST_RETENTION)
+    yield "retention", (allowed, f"whole days from 1 to {LONGEST_RETENTION}, or a callable")
+    yield "default_mode", (settings.default_mode in ("live", "deferred"), "'live' or 'deferred'")
+    yield "bump_every", (_at_least(settings.bump_every, 0.01), "seconds from 0.01")
+    yield "payload_size_limit", (_whole(settings.payload_size_limit, 1024), "bytes, a whole number from 1024")
+    yield "spool_limit", (_whole(settings.spool_limit, 1), "bytes, a whole number from 1")
+    yield "exit_timeout", (_at_least(settings.exit_timeout, 0), "seconds from 0")
+    yield "gzip", (isinstance(settings.gzip, bool), "True or False")
+    yield "fsync", (isinstance(settings.fsync, bool), "True or False")
+
+
+def _rules_of_recording(settings: Settings) -> Iterator[_Rule]:
+    yield "max_spans", (_whole(settings.max_spans, 0), "a whole number from 0")
+    yield "span_events", (_whole(settings.span_events, 0), "a whole number from 0")
+    yield "span_value_limit", (_whole(settings.span_value_limit, 1), "bytes, a whole number from 1")
+    yield "events_budget", (_whole(settings.events_budget, 0), "bytes, a whole number from 0")
+    yield "redaction", (isinstance(settings.redaction, bool | Redactor), "True, False or a Redactor")
+    known = callable(settings.serializer) or settings.serializer in ("repr", "str", "json")
+    yield "serializer", (known, "'repr', 'str', 'json' or a callable")
+    yield "service", (settings.service is None or isinstance(settings.service, str), "a text or None")
+    yield "context", (callable(settings.context) or isinstance(settings.context, Mapping), "a mapping or a callable")
+    handler, provider = settings.error_handler, settings.tracer_provider
+    yield "error_handler", (handler is None or callable(handler), "a callable or None")
+    yield "tracer_provider", (provider is None or hasattr(provider, "get_tracer"), "a TracerProvider or None")
+
+
 def _at_least(value: object, least: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+
+
+def _whole(value: object, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _at_exit() -> None:

@@ -68,7 +68,7 @@ ATTRIBUTES = {
     RETENTION: "span of the trace: days that the payload is kept",
     ARCHIVE: "span of the trace: URI of the trace's folder in the archive",
     LINES: "span of the trace: lines in the archive",
-    LINES_OMITTED: "any of our spans: lines that are in the archive alone; on the span of the trace, of the whole trace",
+    LINES_OMITTED: "any of our spans: lines that are in the archive alone; on the trace's, of the whole trace",
     BLOCKS_OMITTED: "span of the trace: blocks that have no span of their own",
     STATE: "span: state of the trace or, where it is not success, of the block; event: state of the line",
     REFERENCE: "span of the trace: the archive's reference",

@@ -9,8 +9,10 @@ Our own faults and those of span processors end here: recording goes on without 
 from __future__ import annotations
 
 import os
-from collections import deque
+import re
 from functools import lru_cache
+from itertools import count
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace as otel
@@ -19,16 +21,40 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from trifle_otel import conventions as names
 from trifle_otel.encoding import to_json
+from trifle_otel.span_events import (
+    MAX_STATE,
+    PLAIN_SIZE,
+    Pending,
+    add_plain,
+    are_plain,
+    event_of,
+    fitting,
+    places_of,
+    short_list,
+    short_value,
+    tail,
+)
 
 if TYPE_CHECKING:
     from trifle_otel.recording import Frame, Line, Recording
     from trifle_otel.redaction import Redactor
     from trifle_otel.runtime import Runtime
 
-PLACES_LEFT = 16
-"""Events of a span that are left for other instrumentations."""
+__all__ = [
+    "LiveSpans",
+    "Pending",
+    "RootSpan",
+    "close",
+    "finish",
+    "open_block",
+    "service_of",
+    "short_name",
+    "short_value",
+    "start_root",
+]
 
-_HELD = 256  # lines of each kind that a frame holds for its span; a span takes fewer
+_SHORT = 128  # bytes of a text that a span has in any case
+_MARKS = 15  # exceptions that a frame knows of, beside the newest
 
 
 class RootSpan(NamedTuple):
@@ -41,74 +67,77 @@ class RootSpan(NamedTuple):
     context: Context
 
 
-class Pending:
-    """Lines of one frame that wait for its span to end: the first, the last, and those that went wrong."""
-
-    __slots__ = ("bad", "count", "first", "last")
-
-    def __init__(self) -> None:
-        self.first: list[tuple[int, Line]] = []
-        self.last: deque[tuple[int, Line]] = deque(maxlen=_HELD)
-        self.bad: list[tuple[int, Line]] = []
-        self.count = 0
-
-    def add(self, number: int, line: Line) -> None:
-        """Hold a line (its number in the archive, from 1)."""
-        self.count += 1
-        if len(self.first) < _HELD:
-            self.first.append((number, line))
-        elif line[2] in _IMPORTANT and len(self.bad) < _HELD:
-            self.bad.append((number, line))
-        else:
-            self.last.append((number, line))
-
-    def choose(self, places: int) -> list[tuple[int, Line]]:
-        """At most `places` of them, in order: errors and warnings first, then the beginning and the end."""
-        if self.count <= places:
-            return self.first
-        held = [*self.first, *self.bad, *self.last]
-        held.sort(key=_number)
-        bad = [item for item in held if item[1][2] in _IMPORTANT][:places]
-        left = places - len(bad)
-        if left <= 0:
-            return bad
-        good = [item for item in held if item[1][2] not in _IMPORTANT]
-        if len(good) > left:
-            end = left // 2
-            good = good[: left - end] + (good[-end:] if end else [])
-        return sorted(bad + good, key=_number)
-
-
 class LiveSpans:
-    """The spans of one trace, and what is left of its limits."""
+    """The spans of one trace, and what is left of its limits. `lock` guards all that changes."""
 
     __slots__ = (
         "blocks_omitted",
         "budget",
-        "exception",
-        "left",
         "lines_omitted",
+        "lock",
+        "made",
+        "max_spans",
         "places",
         "redactor",
+        "reserve",
         "tracer",
         "value",
     )
 
     def __init__(self, runtime: Runtime, root: RootSpan) -> None:
+        del root
         settings = runtime.settings
-        self.tracer = _tracer(runtime)
+        self.tracer = _source(runtime).tracer
         self.redactor = runtime.redactor
-        self.places = max(settings.span_events - PLACES_LEFT, 1)
-        self.value = max(settings.span_value_limit, 1)
+        self.places = places_of(settings.span_events)
+        self.value = min(max(settings.span_value_limit, 1), names.MAX_VALUE)
         self.budget = settings.events_budget
-        self.left = settings.max_spans
+        self.reserve = settings.events_budget // 4  # for the trace's own span, which ends last
+        self.max_spans = settings.max_spans
+        self.made = count(1)
         self.blocks_omitted = 0
         self.lines_omitted = 0
-        self.exception: BaseException | None = None  # recorded already, further in
+        self.lock = Lock()
 
     def screen(self, texts: list[str]) -> list[str]:
         """Texts without their secrets."""
         return texts if self.redactor is None else self.redactor.texts(texts)
+
+    def free(self, *, last: bool, failed: bool) -> tuple[int, int]:
+        """Bytes that the ordinary lines of a span may take, and that its errors and warnings may. Under the lock.
+
+        A quarter of the budget is for the trace's own span, the last one; another's ordinary lines take half
+        of what is there at most. A span that failed needs some for its exception.
+        """
+        most = self.budget - (0 if last else self.reserve) - (2 * self.value + _SHORT if failed else 0)
+        return (most if last else most // 2), most
+
+    def spend(self, size: int, *, last: bool) -> bool:
+        """Take `size` bytes of the budget, if it has them."""
+        with self.lock:
+            if size > self.budget - (0 if last else self.reserve):
+                return False
+            self.budget -= size
+            return True
+
+    def spend_freely(self, size: int, last: bool, failed: bool) -> bool:
+        """Take what the ordinary lines of a span need, if that is there."""
+        with self.lock:
+            if size > self.free(last=last, failed=failed)[0]:
+                return False
+            self.budget -= size
+            return True
+
+    def omit_block(self) -> None:
+        """Count a block without a span: its opening line, its closing line and its result are in the archive alone."""
+        with self.lock:
+            self.blocks_omitted += 1
+            self.lines_omitted += 3
+
+
+def service_of(runtime: Runtime) -> str | None:
+    """The name of this service: the setting's, else what the provider's resource says; None where nobody says."""
+    return runtime.settings.service or _source(runtime).service
 
 
 def start_root(runtime: Runtime, name: str, kind: SpanKind, attributes: dict[str, Any], context: Context) -> RootSpan:
@@ -117,126 +146,141 @@ def start_root(runtime: Runtime, name: str, kind: SpanKind, attributes: dict[str
     Where there is no SDK, ids are made up for the archive and never made current: a context with
     ids and an unset sampled flag would switch samplers off downstream.
     """
+    parent = otel.get_current_span(context).get_span_context()
     try:
-        span = _tracer(runtime).start_span(short_name(name), context=context, kind=kind, attributes=attributes)
+        tracer = _source(runtime).tracer
+        span = tracer.start_span(short_name(name), context=context, kind=kind, attributes=attributes)
         own = span.get_span_context()
-        parent = otel.get_current_span(context).get_span_context()
+        recording = span.is_recording()
     except Exception as error:  # a sampler or processor of the application's that raises
         runtime.troubles.report("a span could not be started", error)
-        return _unborn(otel.INVALID_SPAN, 0, context)
+        return _unborn(otel.INVALID_SPAN, parent.trace_id, context)
     if not own.is_valid or own.span_id == parent.span_id:
         return _unborn(span, parent.trace_id, context)
     context = otel.set_span_in_context(span, context)
-    return RootSpan(span, span.is_recording(), f"{own.trace_id:032x}", f"{own.span_id:016x}", context)
+    return RootSpan(span, recording, f"{own.trace_id:032x}", f"{own.span_id:016x}", context)
 
 
 def open_block(frame: Frame, outer: Frame, context: Context, start: int) -> Context:
-    """Start a block's span, if the trace may have another; gives the context in which it is current."""
+    """Start a block's span, if the trace may have another; gives the context in which it is current.
+
+    A block whose span the sampler drops is one without: what is made inside is a child of the span around it.
+    """
     spans = frame.recording.spans
-    assert spans is not None
-    if spans.left > 0:
-        spans.left -= 1
+    if spans is None:  # another thread has just ended the trace
+        return context
+    if next(spans.made) <= spans.max_spans:
         try:
-            span = spans.tracer.start_span(
-                _block_name(frame.message, spans.redactor), context=context, start_time=start
-            )
-            context = otel.set_span_in_context(span, context)
-        except Exception as error:  # a processor of the application's that raises
+            name = _block_name(frame.message, spans.redactor)
+            span = spans.tracer.start_span(name, context=context, start_time=start)
+            if span.is_recording():
+                context = otel.set_span_in_context(span, context)
+                frame.span_id = f"{span.get_span_context().span_id:016x}"
+                frame.events = Pending(spans.places)
+                frame.span = span
+                return context
+        except Exception as error:  # a sampler or processor of the application's that raises
             frame.recording.runtime.troubles.report("a span could not be started", error)
-        else:
-            frame.span = span
-            frame.span_id = f"{span.get_span_context().span_id:016x}"
-            frame.events = Pending()
-            return context
-    spans.blocks_omitted += 1
-    spans.lines_omitted += 3
+    spans.omit_block()
     frame.events = outer.events  # lines of a block without a span count for the nearest one with
     return context
 
 
 def close(frame: Frame, end: int, state: str, error: BaseException | None) -> None:
     """End a block's span, if it has one, with what was recorded in it."""
-    if frame.span is None:
+    span: Span | None = frame.span
+    if span is None:
         return
+    outer = None if frame.parent is None else frame.parent.events
     recording = frame.recording
+    spans = recording.spans
     try:
-        spans = recording.spans
-        assert spans is not None
-        span: Span = frame.span
-        _add_events(frame, spans, spans.budget // 4)
-        if error is not None:
-            _record_exception(span, spans, error)
-        if state != "success":
-            span.set_attribute(names.STATE, short_value(state, spans.value))
-            if error is None and state == "error":
-                span.set_status(StatusCode.ERROR)
-        span.end(end)
-    except Exception as fault:  # ours or a processor's: the job goes on
-        recording.runtime.troubles.report("a span could not be ended", fault)
-    finally:
-        frame.events = frame.span = None
+        if spans is not None:
+            _add_events(frame, spans, outer, error is not None)
+            if error is not None:
+                _record_exception(frame, spans, error, outer, end)
+            if state != "success":
+                span.set_attribute(names.STATE, short_value(state, MAX_STATE))
+                if error is None and state == "error":
+                    span.set_status(StatusCode.ERROR)
+    except Exception as fault:  # ours or another SDK's: the job goes on
+        recording.runtime.troubles.report("events could not be added to a span", fault)
+    _end(recording, span, end)
+    frame.span = None
+    frame.events = outer  # of tasks and threads that run on
 
 
 def finish(recording: Recording, error: BaseException | None) -> None:
     """End the trace's span; what is needed most is set last, since the SDK drops what was set first."""
+    spans, root = recording.spans, recording.root
+    span: Span | None = root.span
+    if spans is None or span is None:
+        return
     try:
-        spans, root = recording.spans, recording.root
-        assert spans is not None
-        span: Span = root.span
-        _add_events(root, spans, 0)
+        _add_events(root, spans, None, error is not None)
         if error is not None:
-            _record_exception(span, spans, error)
-        if recording.state == "error" and error is None:
+            _record_exception(root, spans, error, _around(root), None)
+        elif recording.state == "error":
             span.set_status(StatusCode.ERROR)
-        for name, value in _root_attributes(recording, spans):
-            span.set_attribute(name, value)
-        span.end()
-    except Exception as fault:  # ours or a processor's: the archive is still to be written
-        recording.runtime.troubles.report("a span could not be ended", fault)
-    finally:
-        recording.spans = None
-        root = recording.root
-        root.events = root.span = None
-
-
-def short_value(text: str, limit: int = names.MAX_VALUE) -> str:
-    """A text of at most `limit` bytes of UTF-8, cut between characters and marked with `…`."""
-    if len(text) * 4 <= limit and text.isascii():
-        return text
-    encoded = text.encode("utf-8", "backslashreplace")
-    if len(encoded) <= limit:
-        return encoded.decode()
-    mark = "…" if limit > 3 else ""
-    return encoded[: limit - len(mark.encode())].decode("utf-8", "ignore") + mark
+        span.set_attributes(_root_attributes(recording, spans))
+    except Exception as fault:  # ours or another SDK's: the archive is still to be written
+        recording.runtime.troubles.report("events could not be added to a span", fault)
+    _end(recording, span, None)
+    recording.spans = root.events = root.span = None
 
 
 @lru_cache(maxsize=4096)
 def short_name(name: str) -> str:
-    """A span's name: one line, at most 100 characters."""
-    name = " ".join(name.encode("utf-8", "backslashreplace").decode().split()) or "unnamed"
+    """A span's name: one line, at most 100 characters, no control characters."""
+    name = _CONTROL.sub("\ufffd", " ".join(name.encode("utf-8", "backslashreplace").decode().split())) or "unnamed"
     return name if len(name) <= names.MAX_NAME else name[: names.MAX_NAME - 1] + "…"
 
 
-@lru_cache(maxsize=4096)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
 def _block_name(message: str, redactor: Redactor | None) -> str:
-    return short_name(message if redactor is None else redactor.text(message))
+    if len(message) <= 2 * names.MAX_NAME:
+        return _screened_name(message, redactor)
+    return _screened_name.__wrapped__(message, redactor)  # not held: it may be of any size
 
 
-def _tracer(runtime: Runtime) -> Tracer:
+@lru_cache(maxsize=4096)
+def _screened_name(message: str, redactor: Redactor | None) -> str:
+    return short_name.__wrapped__(message if redactor is None else redactor.text(message))
+
+
+class _Source(NamedTuple):
+    """What a provider gives us."""
+
+    provider: otel.TracerProvider
+    tracer: Tracer
+    service: str | None
+
+
+_last: _Source | None = None
+
+
+def _source(runtime: Runtime) -> _Source:
     """Our tracer of the provider in force. The application may set its provider after we were configured."""
-    provider = runtime.settings.tracer_provider or otel.get_tracer_provider()
-    return _tracer_of(provider)
+    global _last  # noqa: PLW0603 - the last one used, since making a tracer costs more than a span
+    provider = runtime.settings.tracer_provider
+    if provider is None:
+        provider = otel.get_tracer_provider()
+    last = _last
+    if last is None or last.provider is not provider:
+        tracer = provider.get_tracer("trifle_otel", _version())
+        last = _last = _Source(provider, tracer, _service_of(provider))
+    return last
 
 
-_tracers: tuple[object, Tracer] | None = None
-
-
-def _tracer_of(provider: otel.TracerProvider) -> Tracer:
-    global _tracers  # noqa: PLW0603 - the last one used, since making one costs more than a span
-    last = _tracers
-    if last is None or last[0] is not provider:
-        last = _tracers = (provider, provider.get_tracer("trifle_otel", _version()))
-    return last[1]
+def _service_of(provider: otel.TracerProvider) -> str | None:
+    """The service's name in the provider's resource, where it has one (the SDK's has) and somebody chose the name."""
+    try:
+        name = provider.resource.attributes.get("service.name")  # type: ignore[attr-defined]
+    except Exception:  # a provider of another kind
+        return None
+    return name if isinstance(name, str) and name and not name.startswith("unknown_service") else None
 
 
 @lru_cache(maxsize=1)
@@ -254,88 +298,126 @@ def _unborn(span: Span, trace_id: int, context: Context) -> RootSpan:
     return RootSpan(span, False, trace, os.urandom(8).hex(), context)
 
 
-def _add_events(frame: Frame, spans: LiveSpans, reserve: int) -> None:
+def _end(recording: Recording, span: Span, end: int | None) -> None:
+    try:
+        span.end(end)
+    except Exception as fault:  # a processor's
+        recording.runtime.troubles.report("a span could not be ended", fault)
+
+
+def _add_events(frame: Frame, spans: LiveSpans, outer: Pending | None, failed: bool) -> None:
     """Add a frame's lines to its span, within the places of a span and the bytes of a trace.
 
-    `reserve` bytes of the budget are left for spans that end later: the trace's own ends last.
+    A frame that failed has an exception of its own to add.
     """
     pending = frame.events
-    if pending is None or not pending.count:
+    if pending is None:
         return
-    chosen = pending.choose(spans.places)
-    texts = spans.screen([item[1][1] for item in chosen])
-    span = frame.span
-    reference, limit, added, free = frame.recording.reference, spans.value, 0, spans.budget - reserve
-    for (number, line), text in zip(chosen, texts, strict=True):
-        event = _event(number, line, text, reference, limit)
-        name, attributes, size = event
-        if size > free:
-            continue
-        free -= size
-        spans.budget -= size
-        added += 1
-        span.add_event(name, attributes, line[0])
-    omitted = pending.count - added
+    recording, span = frame.recording, frame.span
+    with recording.lock:
+        pending.close(outer)
+    numbers, lines = pending.choose(max(spans.places - failed, 0))
+    if not span.is_recording():  # somebody else has ended it
+        numbers, lines = [], []
+    added = shown = 0
+    if lines:
+        texts = spans.screen([line[1] for line in lines])
+        size = sum(map(len, texts)) + PLAIN_SIZE * len(lines)
+        last = frame.parent is None
+        if not recording.names and are_plain(texts, spans.value) and spans.spend_freely(size, last, failed):
+            added, shown = len(lines), add_plain(span, numbers, lines, texts)
+        else:
+            added, shown = _add_some(frame, spans, (numbers, lines, texts), last, failed)
+    omitted = pending.omitted(added, shown)
     if omitted:
-        spans.lines_omitted += omitted
+        with spans.lock:
+            spans.lines_omitted += omitted
         span.set_attribute(names.LINES_OMITTED, omitted)
 
 
-def _event(number: int, line: Line, text: str, reference: str, limit: int) -> tuple[str, dict[str, Any], int]:
-    """An event's name, attributes and size in bytes."""
-    _, _, state, kind, _ = line
-    short = text
-    size = len(text)
-    if size * 4 > limit or not text.isascii():
-        short = short_value(text, limit)
-        size = len(short.encode())
-    if kind == "text" or kind == "head":
-        if state not in _COMMON:
-            state = short_value(state, limit)
-        attributes: dict[str, Any] = {names.TEXT: short, names.TYPE: kind, names.STATE: state, names.LINE: number}
-        if short is not text and short != text:
-            attributes[names.TEXT_SIZE] = len(text.encode("utf-8", "backslashreplace"))
-            attributes[names.TEXT_REF] = f"{reference}#{number}"
-        return names.TEXT_EVENT, attributes, size + 160
-    if kind == "close" or kind == "raw":
-        attributes = {names.RESULT: short, names.LINE: number}
-        if short is not text and short != text:
-            attributes[names.RESULT_SIZE] = len(text.encode("utf-8", "backslashreplace"))
-            attributes[names.RESULT_REF] = f"{reference}#{number}"
-        return names.RESULT_EVENT, attributes, size + 128
-    if kind == "state":
-        return names.STATE_EVENT, {names.STATE: short, names.PREVIOUS_STATE: short_value(state, limit)}, size + 128
-    ref = short_value(f"{reference}/artifacts/{text}", limit)
-    attributes = {names.ARTIFACT: short, names.ARTIFACT_SIZE: kind, names.ARTIFACT_REF: ref, names.LINE: number}
-    return names.ARTIFACT_EVENT, attributes, 2 * size + 192
+def _add_some(
+    frame: Frame, spans: LiveSpans, held: tuple[list[int], list[Line], list[str]], last: bool, failed: bool
+) -> tuple[int, int]:
+    """Add what the budget allows; gives how many events that are, and how many of them are lines."""
+    reference = frame.recording.reference
+    events = [event_of(number, line, text, reference, spans.value) for number, line, text in zip(*held, strict=True)]
+    size = sum(event[3] for event in events)
+    with spans.lock:
+        free, most = spans.free(last=last, failed=failed)
+        if size > free:
+            events = fitting(events, held[1], free, most)
+            size = sum(event[3] for event in events)
+        spans.budget -= size
+    for name, attributes, ns, _ in events:
+        frame.span.add_event(name, attributes, ns)
+    return len(events), sum(event[0] != names.STATE_EVENT for event in events)
 
 
-def _record_exception(span: Span, spans: LiveSpans, error: BaseException) -> None:
-    """Mark a span as failed; the exception itself is an event on the innermost span that it left, once."""
+def _record_exception(
+    frame: Frame, spans: LiveSpans, error: BaseException, outer: Pending | None, at: int | None
+) -> None:
+    """Mark a span as failed; the exception itself is an event on the innermost span that it left, once.
+
+    Where the budget is spent, its texts are cut to what a thousand spans can carry.
+    """
+    span, last = frame.span, frame.parent is None
+    mark = _mark_of(frame, error)
+    kind = short_value(_type_name(error), _SHORT)
+    if mark is None:
+        message, stack = spans.screen(_texts_of(error))
+        message, stack = short_value(message, spans.value), tail(stack, spans.value)
+        mark = (*_identity(error), message)
+        if not spans.spend(len(message.encode()) + len(stack.encode()) + len(kind.encode()) + 120, last=last):
+            message, stack = short_value(message, _SHORT), tail(stack, _SHORT)
+        attributes = {
+            names.EXCEPTION_TYPE: kind,
+            names.EXCEPTION_MESSAGE: message,
+            names.EXCEPTION_STACKTRACE: stack,
+        }
+        span.add_event(names.EXCEPTION_EVENT, attributes, at)
+    if outer is not None:
+        outer.marks = [*(outer.marks or [])[-_MARKS:], mark]
+    message = mark[-1]
+    if not spans.spend(len(message.encode()) + 8, last=last):
+        message = short_value(message, _SHORT)
+    span.set_attribute(names.ERROR_TYPE, kind)
+    span.set_status(Status(StatusCode.ERROR, message))
+
+
+def _mark_of(frame: Frame, error: BaseException) -> tuple[Any, ...] | None:
+    """What a span further in has noted of an exception; its screened message is last."""
+    identity = _identity(error)
+    marks = None if frame.events is None else frame.events.marks
+    for mark in marks or ():
+        if mark[:-1] == identity:
+            return mark
+    return None
+
+
+def _identity(error: BaseException) -> tuple[Any, ...]:
+    """Tells an exception from another without holding it, and with it the variables of all frames that it passed.
+
+    An id alone may be used again once the exception is gone, so type and place of its origin go along.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    origin = None if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno, trace.tb_lasti)
+    return id(error), type(error).__name__, origin
+
+
+def _texts_of(error: BaseException) -> list[str]:
     from trifle_otel.recording import exception_text, traceback_text  # noqa: PLC0415 - recording imports this module
 
-    kind = _type_name(error)
-    message, stack = spans.screen([exception_text(error), traceback_text(error)])
-    short = short_value(message, spans.value)
-    if spans.exception is not error:
-        spans.exception = error
-        attributes = {
-            names.EXCEPTION_TYPE: short_value(kind, spans.value),
-            names.EXCEPTION_MESSAGE: short,
-            names.EXCEPTION_STACKTRACE: _tail(stack, spans.value),
-        }
-        span.add_event(names.EXCEPTION_EVENT, attributes)
-    span.set_attribute(names.ERROR_TYPE, short_value(kind, spans.value))
-    span.set_status(Status(StatusCode.ERROR, short))
+    return [exception_text(error), traceback_text(error)]
 
 
-def _tail(text: str, limit: int) -> str:
-    """The end of a text: of a traceback, what is nearest to the fault."""
-    encoded = text.encode("utf-8", "backslashreplace")
-    if len(encoded) <= limit:
-        return encoded.decode()
-    mark = "…" if limit > 3 else ""
-    return mark + encoded[len(encoded) - limit + len(mark.encode()) :].decode("utf-8", "ignore")
+def _around(root: Frame) -> Pending | None:
+    """The lines of the frame that a trace was started in, which may be another trace's."""
+    from trifle_otel.recording import FRAME  # noqa: PLC0415 - recording imports this module
+
+    frame: Any = root.before.get(FRAME)
+    return None if frame is None else frame.events
 
 
 def _type_name(error: BaseException) -> str:
@@ -343,44 +425,24 @@ def _type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _root_attributes(recording: Recording, spans: LiveSpans) -> list[tuple[str, Any]]:
+def _root_attributes(recording: Recording, spans: LiveSpans) -> dict[str, Any]:
     """In the order in which they matter, the least first."""
-    found: list[tuple[str, Any]] = []
+    found: dict[str, Any] = {}
     if recording.meta is not None:
-        found.append((names.META, short_value(to_json(recording.meta).decode(), spans.value)))
+        found[names.META] = short_value(to_json(recording.meta).decode(), spans.value)
     if recording.tags:
-        found.append((names.TAGS, _short_list(spans.screen(sorted(recording.tags)), spans.value)))
+        found[names.TAGS] = short_list(spans.screen(sorted(recording.tags)), spans.value)
     if recording.retention is not None:
-        found.append((names.RETENTION, recording.retention))
+        found[names.RETENTION] = recording.retention
     sink = recording.runtime.sink
     uri = sink.uri(recording) if sink is not None else None
     if uri is not None:
-        found.append((names.ARCHIVE, short_value(uri, spans.value)))
+        found[names.ARCHIVE] = short_value(uri, spans.value)
     if spans.blocks_omitted:
-        found.append((names.BLOCKS_OMITTED, spans.blocks_omitted))
-    found.append((names.LINES, recording.number))
+        found[names.BLOCKS_OMITTED] = spans.blocks_omitted
     if spans.lines_omitted:
-        found.append((names.LINES_OMITTED, spans.lines_omitted))
-    found.append((names.STATE, recording.state))
-    found.append((names.REFERENCE, recording.reference))
+        found[names.LINES_OMITTED] = spans.lines_omitted
+    found[names.LINES] = recording.number
+    found[names.STATE] = short_value(recording.state, MAX_STATE)
+    found[names.REFERENCE] = recording.reference
     return found
-
-
-def _short_list(texts: list[str], limit: int) -> list[str]:
-    """As many of them as fit into `limit` bytes together."""
-    kept: list[str] = []
-    for text in texts:
-        text = short_value(text, limit)
-        limit -= len(text.encode())
-        if limit < 0:
-            break
-        kept.append(text)
-    return kept
-
-
-def _number(item: tuple[int, Any]) -> int:
-    return item[0]
-
-
-_IMPORTANT = frozenset(("error", "warning"))
-_COMMON = frozenset(("success", "warning", "error", "debug"))

@@ -208,7 +208,7 @@ class _ByLevel:
 
 
 def _demote(found: Outline, entries: Sequence[Entry]) -> None:
-    """Make lines of what only looked like openings by its arrow: nothing is in it and it never ends, yet more follows."""
+    """Make lines of what only looks like an opening: nothing is in it and it never ends, yet more follows."""
     holding = {owner for place, owner in enumerate(found.owners) if owner is not None and owner.opened != place}
     holding.update(block.parent for block in found.blocks if block.parent is not None)
     last = len(found.owners) - 1

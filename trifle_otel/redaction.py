@@ -127,13 +127,17 @@ class Redactor:
         result: dict[Any, Any] = {}
         changed = False
         for key, member in value.items():
-            new_key = self.text(key) if isinstance(key, str) else key
+            new_key = key if self._is_name(key) else self.text(key)
             new = self._member(key, member)
             changed = changed or new is not member or new_key is not key
             while new_key in result:
                 new_key += " "
             result[new_key] = new
         return result if changed else value
+
+    def _is_name(self, key: Any) -> bool:
+        """Whether a key is too short and plain to hold a secret, as nearly all are (the shortest has 18 letters)."""
+        return not isinstance(key, str) or (len(key) < 16 and key.isidentifier() and not self._each)
 
     def _member(self, name: Any, member: Any) -> Any:
         key = self._rules.find(name) if isinstance(name, str) and len(name) <= 200 else None
@@ -205,7 +209,8 @@ class Redactor:
             return CUSTOM_FAILED
         if not isinstance(result, str):
             return CUSTOM_FAILED
-        return text if result == text else str.__str__(result)
+        plain = str.__str__(result)  # without a subclass's code
+        return text if plain == text else plain
 
 
 class _Hit(NamedTuple):
@@ -296,7 +301,7 @@ def _frequent_literals() -> dict[bytes, int]:
     """One half of the built-in rules' literals: with more than 64, an automaton stops using vector instructions."""
     return {
         **dict.fromkeys(map(_plain, KEY_LITERALS), _KEY),
-        b" pass ": _KEY | _CARD,  # its last blank may be the first of a card; so not to meet "passed", "author"
+        b"pass ": _KEY | _CARD,  # its last blank may be the first of a card; so not to meet "passed", "author"
         b"auth ": _KEY | _CARD,
         **dict.fromkeys((b"bearer", b"basic"), _SCHEME),
         **dict.fromkeys(_card_literals(b" "), _CARD),

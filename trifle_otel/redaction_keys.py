@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from trifle_otel.redaction_rules import is_marker
 
 KEY_LITERALS = (
     *("passw", "passphrase", "pwd", "secret", "token", "credential", "authoriz", "cookie", "srf", "sessid"),
-    *("api key", "apikey", "access key", "accesskey", "private key", "privatekey", "signing key", "encryption key"),
-    *("session key", "sessionid", "session id", "card number", "cardnumber", "cvv", "cvc", "amz signature"),
+    *("api key", "apikey", "access key", "accesskey", "private key", "privatekey", "signing key", "signingkey"),
+    *(
+        "encryption key",
+        "encryptionkey",
+        "session key",
+        "sessionkey",
+        "sessionid",
+        "session id",
+        "card number",
+        "cardnumber",
+        "cvv",
+        "cvc",
+        "amz signature",
+    ),
 )
 """What a text must hold, in lower case and with a space for each other sign, for a key to be in it."""
 
@@ -105,9 +118,10 @@ class KeyRules:
         self._lengths = sorted({len(words) for words in self._extra}, reverse=True)
         self._safe = safe
         self._defaults = defaults
+        self.find = lru_cache(maxsize=1024)(self._find)
+        """The key of that name (at most some 130 characters), or None where it is harmless."""
 
-    def find(self, name: str) -> Key | None:
-        """The key of that name, or None where it is harmless."""
+    def _find(self, name: str) -> Key | None:
         words = words_of(name)
         rule = self._own(words) or (_usual(words) if self._defaults else None)
         if rule is None or self._safe(name):

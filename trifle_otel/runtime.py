@@ -152,9 +152,15 @@ def on(event: Event, callback: Callable[[Recording], object]) -> Callable[[Recor
     return callback
 
 
+def forget_callbacks() -> None:
+    """Forget what `on` was given."""
+    for callbacks in _callbacks.values():
+        callbacks.clear()
+
+
 def announce(event: Event, recording: Recording) -> None:
     """Call the callbacks of an event."""
-    for callback in _callbacks[event]:
+    for callback in tuple(_callbacks[event]):
         try:
             callback(recording)
         except Exception as error:  # users' code: it must not stop the job

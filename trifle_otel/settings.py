@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["live", "deferred"]
 DEFAULT_RETENTION = 7
+LONGEST_RETENTION = 1_000_000
+"""Days; what is longer ends after the year 9999, which no index can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,5 +62,7 @@ class Settings:
     """Bytes of an attribute's value."""
     events_budget: int = 256 * 1024
     """Bytes of all events of one trace."""
+    service: str | None = None
+    """Name of this service, in each record's `context`; None: what OpenTelemetry's variables or the provider say."""
     tracer_provider: TracerProvider | None = None
     """Where spans go; None: the application's global one, whenever it is set."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from trifle_otel import conventions as names
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from trifle_otel.recording import Line
 
     Item = tuple[int, Line]
@@ -23,12 +25,19 @@ Event = tuple[str, dict[str, Any], int, int]
 PLACES_LEFT = 16
 """Events of a span that are left for other instrumentations, and for an exception."""
 
-MAX_STATE = 64
+MAX_STATE = 32
 """Bytes of a line's state: a word of the caller's, on every event."""
 
+PLAIN_SIZE = 144
+"""Bytes of a line's event beside its text, where nothing was shortened and it is no artifact."""
+
+STATE = "state"  # what a line is, where it is no line but a change of state
+_USUAL = 128  # events of a span, where nothing else is said
+_UNKNOWN, _CLOSED = -1, -2  # of a `Pending`: its room is in the trace's settings; it takes no more
+# looked up for every line
+_TEXT_EVENT, _TEXT, _TYPE, _STATE, _LINE = names.TEXT_EVENT, names.TEXT, names.TYPE, names.STATE, names.LINE
 _RANKS = {"error": 0, "warning": 1}
 _ORDINARY = 2
-_COMMON = frozenset(("success", "warning", "error", "debug"))
 
 
 def places_of(limit: int) -> int:
@@ -41,14 +50,15 @@ class Pending:
 
     The first ones are all held, as many as a span shows. Of those beyond, only what `choose` may want: the
     earliest and the latest of errors, of warnings, and of the rest. Every method is called under the
-    recording's lock, `choose` after `close`.
+    recording's lock, `choose` and `omitted` after `close`.
     """
 
-    __slots__ = ("first", "marks", "next", "rest", "room")
+    __slots__ = ("first", "marks", "next", "numbers", "rest", "room")
 
-    def __init__(self, room: int = -1) -> None:
-        self.first: list[Item] = []
-        self.room = room  # lines that `first` takes; -1: as many as the trace's settings say
+    def __init__(self, room: int = _UNKNOWN) -> None:
+        self.first: list[Line] = []
+        self.numbers: list[int] = []  # theirs; in a list of its own, since pairs keep the garbage collector busy
+        self.room = room  # lines that `first` takes
         self.rest: _Rest | None = None
         self.next: Pending | None = None
         self.marks: list[tuple[Any, ...]] | None = None  # exceptions that further in are recorded already
@@ -57,52 +67,53 @@ class Pending:
         """Hold a line (its number in the archive, from 1). Once closed, it goes to where `close` said."""
         first = self.first
         if len(first) < self.room:
-            first.append((number, line))
+            first.append(line)
+            self.numbers.append(number)
         else:
             self._add_more(number, line)
 
     def close(self, successor: Pending | None) -> None:
         """Take no more lines: those of tasks and threads that run on are `successor`'s, or nobody's."""
-        self.room = 0
+        self.room = _CLOSED
         self.next = successor
-        if self.rest is None:
-            self.rest = _NOTHING
 
-    @property
-    def lines(self) -> int:
-        """Lines of the archive among all that were added; a change of state is none."""
-        rest = 0 if self.rest is None else self.rest.lines
-        return rest + sum(item[1][3] != "state" for item in self.first)
+    def choose(self, places: int) -> tuple[list[int], list[Line]]:
+        """At most `places` lines and their numbers, in order: errors, then warnings, then others.
 
-    def choose(self, places: int) -> list[Item]:
-        """At most `places` of them, in order: errors, then warnings, then others; of each the beginning and the end."""
-        first = self.first
-        rest = self.rest or _NOTHING
-        if rest is _NOTHING and len(first) <= places:
-            return first
+        Where not all of a kind have a place, its beginning and its end.
+        """
+        rest = self.rest
+        if rest is None and len(self.first) <= places:
+            return self.numbers, self.first
         ranks: list[list[tuple[int, Item]]] = [[], [], []]
-        for order, item in enumerate(first):
+        for order, item in enumerate(zip(self.numbers, self.first, strict=True)):
             ranks[rank_of(item[1])].append((order, item))
         chosen: list[tuple[int, Item]] = []
-        for held, rank in zip(ranks, rest.ranks, strict=True):
-            chosen += _ends([*held, *rank.earliest, *rank.latest], places - len(chosen))
+        for rank, held in enumerate(ranks):
+            more = [] if rest is None else rest.of(rank)
+            chosen += _ends([*held, *more], places - len(chosen))
         chosen.sort(key=_order)
-        return [item for _, item in chosen]
+        return [item[0] for _, item in chosen], [item[1] for _, item in chosen]
+
+    def omitted(self, added: int, lines: int) -> int:
+        """How many lines of the archive are on no span, if `added` events are, of which `lines` are lines."""
+        rest = self.rest
+        if rest is None and added == len(self.first):
+            return 0
+        return sum(line[3] != STATE for line in self.first) + (0 if rest is None else rest.lines) - lines
 
     def _add_more(self, number: int, line: Line) -> None:
-        rest = self.rest
-        if rest is _NOTHING:  # closed
+        if self.room == _CLOSED:
             if self.next is not None:
                 self.next.add(number, line)
-            return
-        if self.room < 0:
+        elif self.room == _UNKNOWN:
             spans = line[4].recording.spans
-            self.room = places_of(128) if spans is None else spans.places
+            self.room = places_of(_USUAL) if spans is None else spans.places
             self.add(number, line)
-            return
-        if rest is None:
-            rest = self.rest = _Rest(self.room)
-        rest.add((number, line), self.room)
+        else:
+            if self.rest is None:
+                self.rest = _Rest(self.room)
+            self.rest.add((number, line), self.room)
 
 
 class _Rank:
@@ -127,7 +138,7 @@ class _Rest:
 
     def add(self, item: Item, room: int) -> None:
         self.count += 1
-        self.lines += item[1][3] != "state"
+        self.lines += item[1][3] != STATE
         rank = self.ranks[rank_of(item[1])]
         held = (room + self.count, item)
         if len(rank.earliest) < room:
@@ -135,57 +146,58 @@ class _Rest:
         else:
             rank.latest.append(held)
 
-
-_NOTHING = _Rest(0)
+    def of(self, rank: int) -> list[tuple[int, Item]]:
+        return [*self.ranks[rank].earliest, *self.ranks[rank].latest]
 
 
 def rank_of(line: Line) -> int:
     """How much a line matters: 0 for errors, 1 for warnings, 2 for the rest."""
-    return _RANKS.get(line[1] if line[3] == "state" else line[2], _ORDINARY)
+    return _RANKS.get(line[1] if line[3] == STATE else line[2], _ORDINARY)
 
 
-def events_of(items: list[Item], texts: list[str], reference: str, limit: int) -> tuple[list[Event], int]:
-    """The events of some lines, whose screened messages are `texts`, and their size in bytes.
+def are_plain(texts: list[str], limit: int) -> bool:
+    """Whether texts can go onto a span as they are, each with at most `limit` bytes: ASCII, and none too long."""
+    return "".join(texts).isascii() and max(map(len, texts)) <= limit
 
-    Attributes get at most `limit` bytes.
+
+def add_plain(span: Span, numbers: list[int], lines: list[Line], texts: list[str]) -> int:
+    """Add events of lines whose screened messages `are_plain`, none of them an artifact; gives how many are lines.
+
+    What `event_of` does, without a tuple for each line: this is where a recorded line costs most.
     """
-    events: list[Event] = []
-    total = 0
-    for (number, line), text in zip(items, texts, strict=True):
-        ns, _, state, kind, _ = line
-        size = len(text)
-        if size > limit or state not in _COMMON or not text.isascii():
-            event = _unusual(number, line, text, reference, limit)
-        elif kind == "text" or kind == "head":
-            attributes = {names.TEXT: text, names.TYPE: kind, names.STATE: state, names.LINE: number}
-            event = (names.TEXT_EVENT, attributes, ns, size + 126)
-        elif kind == "close" or kind == "raw":
-            event = (names.RESULT_EVENT, {names.RESULT: text, names.LINE: number}, ns, size + 80)
+    add = span.add_event
+    states = 0
+    for number, (ns, _, state, kind, _), text in zip(numbers, lines, texts, strict=True):
+        if kind == "text" or kind == "head":
+            if state != "success":
+                state = short_value(state, MAX_STATE)
+            add(_TEXT_EVENT, {_TEXT: text, _TYPE: kind, _STATE: state, _LINE: number}, ns)
+        elif kind == STATE:
+            states += 1
+            add(names.STATE_EVENT, {_STATE: text, names.PREVIOUS_STATE: state}, ns)
         else:
-            event = _unusual(number, line, text, reference, limit)
-        events.append(event)
-        total += event[3]
-    return events, total
+            add(names.RESULT_EVENT, {names.RESULT: text, _LINE: number}, ns)
+    return len(lines) - states
 
 
-def _unusual(number: int, line: Line, text: str, reference: str, limit: int) -> Event:
-    """Any line's event."""
+def event_of(number: int, line: Line, text: str, reference: str, limit: int) -> Event:
+    """A line's event; `text` is its screened message. Attributes get at most `limit` bytes."""
     ns, _, state, kind, _ = line
     short, size, whole = shortened(text, limit)
     if kind == "text" or kind == "head":
         state = short_value(state, MAX_STATE)
-        attributes = {names.TEXT: short, names.TYPE: kind, names.STATE: state, names.LINE: number}
+        attributes: dict[str, Any] = {names.TEXT: short, names.TYPE: kind, names.STATE: state, names.LINE: number}
         extra = _refer(attributes, names.TEXT_SIZE, names.TEXT_REF, whole, f"{reference}#{number}")
-        return names.TEXT_EVENT, attributes, ns, size + extra + len(state.encode()) + 119
+        return names.TEXT_EVENT, attributes, ns, size + extra + len(state.encode()) + 112
     if kind == "close" or kind == "raw":
         attributes = {names.RESULT: short, names.LINE: number}
         extra = _refer(attributes, names.RESULT_SIZE, names.RESULT_REF, whole, f"{reference}#{number}")
-        return names.RESULT_EVENT, attributes, ns, size + extra + 80
-    if kind == "state":
-        return names.STATE_EVENT, {names.STATE: short, names.PREVIOUS_STATE: state}, ns, size + len(state) + 84
+        return names.RESULT_EVENT, attributes, ns, size + extra + 78
+    if kind == STATE:
+        return names.STATE_EVENT, {names.STATE: short, names.PREVIOUS_STATE: state}, ns, size + len(state) + 80
     where, taken, _ = shortened(f"{reference}/artifacts/{text}", limit)
     attributes = {names.ARTIFACT: short, names.ARTIFACT_SIZE: kind, names.ARTIFACT_REF: where, names.LINE: number}
-    return names.ARTIFACT_EVENT, attributes, ns, size + taken + 152
+    return names.ARTIFACT_EVENT, attributes, ns, size + taken + 148
 
 
 def _refer(attributes: dict[str, Any], size: str, ref: str, whole: int, reference: str) -> int:
@@ -197,14 +209,14 @@ def _refer(attributes: dict[str, Any], size: str, ref: str, whole: int, referenc
     return len(reference.encode()) + 64
 
 
-def fitting(events: list[Event], items: list[Item], free: int, most: int) -> list[Event]:
-    """Those of `events` that fit into `free` bytes, in order; errors and warnings may take `most`.
+def fitting(events: list[Event], lines: list[Line], free: int, most: int) -> list[Event]:
+    """Those of the `lines`' events that fit into `free` bytes, in order; errors and warnings may take `most`.
 
     They come first, then the beginning and the end.
     """
     kept: set[int] = set()
     used = 0
-    ranks = [rank_of(line) for _, line in items]
+    ranks = [rank_of(line) for line in lines]
     for rank in (0, 1, _ORDINARY):
         limit = free if rank == _ORDINARY else most
         for at in _from_both_ends([at for at, found in enumerate(ranks) if found == rank]):

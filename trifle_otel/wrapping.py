@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, TypeVar, cast
 
 from opentelemetry.context import attach, get_current
 
-from trifle_otel.recording import Frame
+from trifle_otel.recording import Frame, current_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
 Opener = Callable[[], "Frame | None"]
@@ -28,7 +29,7 @@ _LAZY_CODE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENE
 def is_lazy(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine or generator, as far as its code tells."""
     code = getattr(function, "__code__", None)
-    return code is not None and bool(code.co_flags & _LAZY_CODE)
+    return type(code) is CodeType and bool(code.co_flags & _LAZY_CODE)
 
 
 def wrap(function: F, opener: Opener) -> F:
@@ -61,7 +62,7 @@ def call(function: Callable[[], Any], frame: Frame) -> Any:
     except BaseException as error:
         frame.leave_with(error)
         raise
-    if value.__class__ in LAZY:
+    if type(value) in LAZY:  # not its `__class__`, which a value may lie about, or raise at
         return later(value, frame)
     frame.returned(value)
     return value
@@ -73,14 +74,16 @@ def later(value: Any, frame: Frame) -> Any:
         attach(frame.before)
 
     def enter() -> Frame:
+        frame.before = get_current()  # it may run in another task than the one that it was made in
         attach(frame.ours)
         return frame
 
+    def given() -> Any:
+        return value
+
     if isinstance(value, CoroutineType):
         return _await(value, enter)
-    if isinstance(value, GeneratorType):
-        return _steps(value, enter)
-    return _async_steps(value, enter)
+    return (_generator if isinstance(value, GeneratorType) else _async_generator)(given, enter)()
 
 
 def _plain(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
@@ -93,7 +96,7 @@ def _plain(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
         except BaseException as error:
             frame.leave_with(error)
             raise
-        if value.__class__ is CoroutineType:
+        if type(value) is CoroutineType:
             return later(value, frame)
         frame.returned(value)
         return value
@@ -104,41 +107,6 @@ def _plain(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
 def _coroutine(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         return await _await(function(*args, **kwargs), opener)
-
-    return wrapper
-
-
-def _generator(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return (yield from _steps(function(*args, **kwargs), opener))
-
-    return wrapper
-
-
-def _async_generator(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
-    @functools.wraps(function)
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        steps = _async_steps(function(*args, **kwargs), opener)
-        sent: Any = None
-        try:
-            while True:
-                try:
-                    item = await steps.asend(sent)
-                except StopAsyncIteration:
-                    return
-                while True:
-                    try:
-                        sent = yield item
-                        break
-                    except GeneratorExit:
-                        raise
-                    except BaseException as thrown:
-                        try:
-                            item = await steps.athrow(thrown)
-                        except StopAsyncIteration:
-                            return
-        finally:
-            await steps.aclose()
 
     return wrapper
 
@@ -156,91 +124,131 @@ async def _await(coroutine: Coroutine[Any, Any, Any], opener: Opener) -> Any:
     return value
 
 
-def _steps(generator: Generator[Any, Any, Any], opener: Opener) -> Generator[Any, Any, Any]:
+def _generator(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
     """Our context for each step, theirs again at each yield: what the body left current is kept for its next step."""
-    theirs = get_current()
-    frame = opener()
-    if frame is None:
-        return (yield from generator)
-    ours = frame.ours
-    sent: Any = None
-    thrown: BaseException | None = None
-    try:
-        while True:
-            attach(ours)
-            try:
-                item = generator.send(sent) if thrown is None else generator.throw(thrown)
-            finally:
-                ours = get_current()
-                attach(theirs)
-            sent = thrown = None
-            try:
-                sent = yield item
-                theirs = get_current()
-            except GeneratorExit:
-                _abandon(generator, ours)
-                frame.leave()
-                raise
-            except BaseException as error:
-                thrown = error
-                theirs = get_current()
-    except StopIteration as stop:
-        frame.returned(stop.value)
-        return stop.value
-    except BaseException as error:
-        frame.leave_with(error)  # does nothing where the frame was left already
-        raise
 
-
-def _abandon(generator: Generator[Any, Any, Any], ours: Any) -> None:
-    """Let the body clean up, in its own context."""
-    theirs = get_current()
-    attach(ours)
-    try:
-        generator.close()
-    finally:
-        attach(theirs)
-
-
-async def _async_steps(generator: AsyncGenerator[Any, Any], opener: Opener) -> AsyncGenerator[Any, Any]:
-    theirs = get_current()
-    frame = opener()
-    ours = theirs if frame is None else frame.ours
-    sent: Any = None
-    thrown: BaseException | None = None
-    try:
-        while True:
-            attach(ours)
-            try:
-                item = await (generator.asend(sent) if thrown is None else generator.athrow(thrown))
-            finally:
-                ours = get_current()
-                attach(theirs)
-            sent = thrown = None
-            try:
-                sent = yield item
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        generator = function(*args, **kwargs)
+        theirs = get_current()
+        frame = opener()
+        if frame is None:
+            return (yield from generator)
+        ours = frame.ours
+        sent: Any = None
+        thrown: BaseException | None = None
+        try:
+            while True:
+                attach(ours)
+                try:
+                    item = generator.send(sent) if thrown is None else generator.throw(thrown)
+                finally:
+                    sent = thrown = None
+                    ours = get_current()
+                    attach(theirs)
+                try:
+                    sent = yield item
+                except BaseException as error:  # of the consumer, or GeneratorExit where it stops: the body's to handle
+                    thrown = error
                 theirs = get_current()
-            except GeneratorExit:
-                await _abandon_async(generator, ours)
-                if frame is not None:
-                    frame.leave()
-                raise
-            except BaseException as error:
-                thrown = error
-                theirs = get_current()
-    except StopAsyncIteration:
-        if frame is not None:
+        except StopIteration as stop:
+            frame.returned(stop.value)
+            return stop.value
+        except GeneratorExit:
             frame.leave()
-    except BaseException as error:
-        if frame is not None:
+            raise
+        except BaseException as error:
             frame.leave_with(error)
-        raise
+            raise
+
+    return wrapper
 
 
-async def _abandon_async(generator: AsyncGenerator[Any, Any], ours: Any) -> None:
-    theirs = get_current()
-    attach(ours)
-    try:
-        await generator.aclose()
-    finally:
+def _async_generator(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        steps = _Steps(function(*args, **kwargs), opener)
+        sent: Any = None
+        thrown: BaseException | None = None
+        try:
+            while True:
+                try:
+                    item = await steps.next(sent, thrown)
+                finally:
+                    sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as error:  # of the consumer, or GeneratorExit where it stops: the body's to handle
+                    thrown = error
+        except (StopAsyncIteration, GeneratorExit) as end:
+            steps.leave(None)
+            if isinstance(end, GeneratorExit):
+                raise
+        except BaseException as error:
+            steps.leave(error)
+            raise
+
+    return wrapper
+
+
+class _Steps:
+    """The steps of an asynchronous generator: in our context where its block is recorded, in theirs otherwise."""
+
+    __slots__ = ("frame", "generator", "ours", "started")
+
+    def __init__(self, generator: AsyncGenerator[Any, Any], opener: Opener) -> None:
+        self.generator = generator
+        self.started = False
+        theirs = get_current()
+        self.frame = frame = opener()
+        if frame is not None:
+            self.ours = frame.ours
+            attach(theirs)
+
+    async def next(self, sent: Any, thrown: BaseException | None) -> Any:
+        step = self._step(sent, thrown)
+        frame = self.frame
+        if frame is None:
+            return await step
+        theirs = get_current()
+        attach(self.ours)
+        try:
+            item = await step
+        except GeneratorExit:
+            if _within(frame):  # elsewhere, where whoever drops a task that waits here closes it
+                attach(theirs)
+            raise
+        except BaseException:
+            attach(theirs)
+            raise
+        self.ours = get_current()
         attach(theirs)
+        return item
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the block."""
+        if self.frame is None:
+            return
+        if error is None:
+            self.frame.leave()
+        else:
+            self.frame.leave_with(error)
+
+    def _step(self, sent: Any, thrown: BaseException | None) -> Any:
+        if thrown is not None:
+            return self.generator.athrow(thrown)
+        if self.started:
+            return self.generator.asend(sent)
+        self.started = True
+        hooks = sys.get_asyncgen_hooks()  # the event loop closes what it knows of, all at once: it is to know the
+        sys.set_asyncgen_hooks(None, None)  # wrapper alone, which closes the body
+        try:
+            return self.generator.asend(None)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+
+def _within(frame: Frame) -> bool:
+    """Whether what is current is this frame or lies in it."""
+    inner = current_frame()
+    while inner is not None and inner is not frame:
+        inner = inner.parent
+    return inner is frame

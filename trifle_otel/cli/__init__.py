@@ -6,6 +6,7 @@ of their own, loaded here when they are needed, as rich and cyclopts are.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ def _run(arguments: list[str]) -> int:
         code = _command(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        _drop_output()
         return INTERRUPTED
     except BrokenPipeError:  # whoever read it has enough
         _drop_output()
@@ -76,14 +78,18 @@ def _fail(error: Exception, code: int) -> int:
 def _be_able_to_print(*streams: TextIO) -> None:
     """Where the terminal's encoding lacks a character, print its code: an icon is no reason to fail."""
     for stream in streams:
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
-    """Nobody reads the output any more: keep the interpreter from complaining when it ends."""
+    """Nobody reads the output any more: keep the interpreter from waiting or complaining when it ends."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # replaced by what is no file
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, output)
     os.close(nowhere)
 
 

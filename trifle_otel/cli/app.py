@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from cyclopts import App
 
+from trifle_otel.cli.demo import demo
+from trifle_otel.cli.listing import list_traces, search
+from trifle_otel.cli.show import show
+from trifle_otel.cli.upkeep import cleanup, recover, reindex, setup
+
 _HELP = "Find and read the executions of background jobs, in an archive of the Trifle layout."
-_COMMANDS = {
-    "demo": "demo:demo",
-    "ls": "listing:list_traces",
-    "search": "listing:search",
-    "show": "show:show",
-    "reindex": "upkeep:reindex",
-    "cleanup": "upkeep:cleanup",
-    "recover": "upkeep:recover",
-    "setup": "upkeep:setup",
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "ls": list_traces,
+    "search": search,
+    "show": show,
+    "reindex": reindex,
+    "cleanup": cleanup,
+    "recover": recover,
+    "setup": setup,
 }
 
 
 def make_app() -> App:
-    """All commands. Their modules are loaded when they are needed."""
+    """All commands, in the order in which help lists them."""
     app = App(
         name="trifle-otel",
         help=_HELP,
@@ -28,17 +34,12 @@ def make_app() -> App:
         version=lambda: version("trifle-otel"),
         suppress_keyboard_interrupt=False,
     )
-    for name, target in _COMMANDS.items():
-        app.command(f"{__package__}.{target}", name=name)
+    for order, (name, command) in enumerate(_COMMANDS.items()):
+        app.command(command, name, sort_key=order)
     return app
 
 
 def run(arguments: list[str]) -> int:
     """Run the command that the arguments name, and give its exit code. Raises what it raises, and `CycloptsError`."""
-    code = make_app()(
-        arguments,
-        exit_on_error=False,
-        print_error=False,
-        result_action="return_value",
-    )
-    return code if isinstance(code, int) else 0
+    result = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    return result if isinstance(result, int) else 0

@@ -16,13 +16,15 @@ from trifle_otel.cli.options import Place
 from trifle_otel.cli.show import Lines, print_record
 from trifle_otel.cli.terminal import STYLES, Screen, complain, fitted, progress, state_label
 from trifle_otel.cli.visible import count, duration, visible
+from trifle_otel.configuration import default_index
 from trifle_otel.errors import MissingDependency, UsageError
 from trifle_otel.queries import MAX_LIMIT
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, TRACE_STATES, WARNING, TraceRecord
 
-SHOWN = 30  # lines of the trace that is shown
+BEGINNING, ENDING = 30, 12  # lines that are shown of a trace, at most
 FLUSH_TIMEOUT = 30.0  # seconds
-_COMMAND_WIDTH = 62
+_PROGRAM = "trifle-otel"
+_DESCRIPTION = 22  # cells beside a command, for what it is
 
 
 def demo(*, products: int = 300, place: Place | None = None) -> int:
@@ -37,7 +39,7 @@ def demo(*, products: int = 300, place: Place | None = None) -> int:
     if not 1 <= products <= 2000:
         raise UsageError(f"not a number of products: {products}; it is from 1 to 2000")
     job = load()
-    archive = trifle.configure(place.name, **({"index": place.index} if place.index else {}))
+    archive = trifle.configure(place.name, index=place.index or default_index())
     began, clock = datetime.now(timezone.utc), time.monotonic_ns()
     run(job, products)
     took = time.monotonic_ns() - clock
@@ -51,7 +53,7 @@ def demo(*, products: int = 300, place: Place | None = None) -> int:
     screen = Screen()
     print_summary(screen, records, took, place)
     chosen = choose(records, SUCCESS, WARNING, ERROR)
-    print_beginning(screen, archive, chosen)
+    print_excerpt(screen, archive, chosen)
     print_commands(screen, records, chosen, place)
     return 0
 
@@ -83,12 +85,12 @@ def everything_since(archive: Archive, began: datetime) -> Iterator[TraceRecord]
 
 
 def choose(records: list[TraceRecord], *states: str) -> TraceRecord:
-    """The first trace of this run of the first of these states that there is."""
+    """The newest of this run's traces in the first of these states that there is."""
     for state in states:
-        for record in reversed(records):
+        for record in records:
             if record.state == state:
                 return record
-    return records[-1]
+    return records[0]
 
 
 def print_summary(screen: Screen, records: list[TraceRecord], took: int, place: Place) -> None:
@@ -113,17 +115,21 @@ _MEANINGS = {
 }
 
 
-def print_beginning(screen: Screen, archive: Archive, record: TraceRecord) -> None:
-    """The first lines of a trace, and how many more there are."""
-    screen.print("One of them, as it begins:")
+def print_excerpt(screen: Screen, archive: Archive, record: TraceRecord) -> None:
+    """A trace without its middle: its first sections, and the last one."""
+    screen.print("One of them, without its middle:")
     screen.print()
     print_record(screen, record)
     screen.print()
     lines = Lines(archive, record, archive.entries(record))
-    shown = sum(1 for _ in lines.print(screen, SHOWN))
-    more = len(lines.entries) - shown
-    if more > 0:
-        screen.print((f"{'⋮':>{lines.number_width}}  and {count(more, 'more line')}", "dim"))
+    heads = [place for place, entry in enumerate(lines.entries) if entry.type == "head"]
+    total = len(lines.entries)
+    end = max((place for place in heads if place <= BEGINNING), default=0)
+    rest = max(heads[-1] if heads else 0, total - ENDING, end)
+    lines.print(screen, 0, end)
+    if rest > end:
+        screen.print((f"{'⋮':>{lines.number_width}}  {count(rest - end, 'line')}", "dim"))
+    lines.print(screen, rest, total)
     screen.print()
 
 
@@ -135,12 +141,18 @@ def print_commands(screen: Screen, records: list[TraceRecord], chosen: TraceReco
     if failed.state == ERROR:
         commands += [("search --state error", "what went wrong"), (f"show {failed.reference}", "one of those")]
     if product:
-        commands.append((f"search --tag {shlex.quote(product)}", "every calculation of this product"))
+        commands.append((f"search --tag {shlex.quote(product)}", "by tag"))
     screen.print("Go on with:")
     screen.print()
-    for command, what in commands:
-        line = f"trifle-otel {command}{_options(place)}"
-        screen.print("  ", (visible(f"{line:<{_COMMAND_WIDTH}}"), "bold"), (what, "dim"))
+    lines = [(f"{_PROGRAM} {command}{_options(place)}", what) for command, what in commands]
+    widest = max(len(line) for line, _ in lines)
+    beside = screen.width is None or widest + _DESCRIPTION <= screen.width
+    for line, what in lines:
+        if beside:
+            screen.print("  ", (f"{visible(line):<{widest}}", "bold"), "   ", (what, "dim"))
+        else:
+            screen.print("  ", (f"# {what}", "dim"))
+            screen.print("  ", (visible(line), "bold"))
 
 
 def _options(place: Place) -> str:

@@ -24,36 +24,36 @@ def resolve(archive: Archive, reference: str) -> TraceRecord:
     except NotFound:
         if len(reference) < LEAST_PREFIX:
             raise
-    found = list(_beginning_with(archive, reference))
+    found = list({record.reference: record for record in _beginning_with(archive, reference)}.values())
     if not found:
         raise NotFound(f"there is no trace {reference!r} in {archive.url}; `trifle-otel ls` lists the newest")
     if len(found) > 1:
-        names = ", ".join(record.reference for record in found[:_SHOWN])
-        raise UsageError(f"{reference!r} is the beginning of several references: {names}{', …' * (len(found) > _SHOWN)}")
+        names = [record.reference for record in found[:_SHOWN]] + ["…"] * (len(found) > _SHOWN)
+        raise UsageError(f"{reference!r} is the beginning of several references: {', '.join(names)}")
     return found[0]
 
 
 def _beginning_with(archive: Archive, start: str) -> Iterator[TraceRecord]:
     """The traces whose reference begins so: looked for among those of its time, else among the newest."""
-    since, until = _times(start)
     starts = (start, start.upper(), start.lower())
-    cursor = None
-    for _ in range(_PAGES):
-        page = archive.search(since=since, until=until, limit=MAX_LIMIT, cursor=cursor)
-        yield from (record for record in page.records if record.reference.startswith(starts))
-        cursor = page.cursor
-        if cursor is None:
-            return
+    for since, until in list(_times(start)) or [(None, None)]:
+        cursor = None
+        for _ in range(_PAGES):
+            page = archive.search(since=since, until=until, limit=MAX_LIMIT, cursor=cursor)
+            yield from (record for record in page.records if record.reference.startswith(starts))
+            cursor = page.cursor
+            if cursor is None:
+                break
 
 
-def _times(start: str) -> tuple[datetime | None, datetime | None]:
-    """From when to when the references were made that begin so: both kinds of them begin with their time."""
-    for length, lowest, highest in ((26, "0", "Z"), (24, "0", "f")):
+def _times(start: str) -> Iterator[tuple[datetime, datetime]]:
+    """From when to when the references were made that begin so: ULIDs and ObjectIds begin with their time."""
+    for length, highest in ((26, "Z"), (24, "f")):
         if len(start) <= length:
-            first, last = (reference_time(start.upper().ljust(length, end)) for end in (lowest, highest.upper()))
-            if first is not None and last is not None:
-                try:
-                    return first - _SLACK, last + _SLACK
-                except OverflowError:
-                    return None, None
-    return None, None
+            first = reference_time(start.ljust(length, "0"))
+            last = reference_time(start.ljust(length, highest))
+            try:
+                if first is not None and last is not None:
+                    yield first - _SLACK, last + _SLACK
+            except OverflowError:  # of a far future, in which nothing was recorded
+                continue

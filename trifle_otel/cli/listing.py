@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from trifle_otel.archive import Archive
 from trifle_otel.cli.options import Flag, Many, Place, opened
 from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, fitted, state_label
-from trifle_otel.cli.visible import call, duration, json_line, visible, when, zone
+from trifle_otel.cli.visible import call, count, duration, json_line, visible, when, zone
 from trifle_otel.encoding import format_time, record_fields
-from trifle_otel.records import Page, TraceRecord
+from trifle_otel.records import TraceRecord
 
 ONE_LINE = 120  # cells that a table needs to hold all columns
 STATE_WIDTH = 9
@@ -40,14 +40,14 @@ def list_traces(
         Print one record a line, as JSON.
     """
     with opened(place) as archive:
-        return _print(archive, archive.search(segment=segment, limit=limit), json)
+        return _print(archive, archive.search(segment=segment, limit=limit).records, json)
 
 
 def search(
     *,
     segment: str | None = None,
-    tag: Many = (),
-    all_tags: Many = (),
+    tag: Many = None,
+    all_tags: Many = None,
     state: str | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -88,8 +88,8 @@ def search(
     with opened(place) as archive:
         page = archive.search(
             segment=segment,
-            any_tags=tag,
-            all_tags=all_tags,
+            any_tags=tag or (),
+            all_tags=all_tags or (),
             state=state,
             since=since,
             until=until,
@@ -98,22 +98,23 @@ def search(
             limit=limit,
             cursor=cursor,
         )
-        return _print(archive, page, json)
+        code = _print(archive, page.records, json)
+    if page.cursor:  # beside what is piped on
+        sys.stdout.flush()
+        complain(f"there may be more: --cursor {page.cursor}")
+    return code
 
 
-def _print(archive: Archive, page: Page, json: bool) -> int:
-    """Print a page; its cursor goes to the error stream, beside what is piped on. Gives the exit code."""
-    if not page.records:
+def _print(archive: Archive, records: list[TraceRecord], json: bool) -> int:
+    """Print records. Gives the exit code."""
+    if not records:
         complain(_nothing(archive))
         return 1
     if json:
-        for record in page.records:
+        for record in records:
             sys.stdout.buffer.write(json_line(record_fields(record)))
     else:
-        table(Screen(), page.records)
-    if page.cursor:
-        sys.stdout.flush()
-        complain(f"there may be more: --cursor {page.cursor}")
+        table(Screen(), records)
     return 0
 
 
@@ -136,18 +137,13 @@ def table(screen: Screen, records: Sequence[TraceRecord]) -> None:
 
 
 def _two_lines(screen: Screen, width: int, record: TraceRecord) -> None:
-    took = _took(record)
-    left = width - STATE_WIDTH - 2 * len(_GAP) - len(took)
-    screen.print(_state(record), _GAP, (fitted(call(record), left), "bold"), _GAP, took)
-    facts = f"{when(record.first_at)}  {record.length:,} lines  "
-    room = width - STATE_WIDTH - 2 * len(_GAP) - len(record.reference) - len(facts)
-    screen.print(
-        " " * STATE_WIDTH + _GAP,
-        (visible(record.reference), "cyan"),
-        _GAP,
-        facts,
-        (fitted(_tags(record), max(room, 0)), "dim"),
-    )
+    amount = f"{_took(record):>8}  {count(record.length, 'line'):>10}"
+    left = width - STATE_WIDTH - 2 * len(_GAP) - len(amount)
+    screen.print(_state(record), _GAP, (fitted(call(record), left), "bold"), _GAP, amount)
+    reference, started = visible(record.reference), when(record.first_at)
+    room = width - STATE_WIDTH - 3 * len(_GAP) - len(reference) - len(started)
+    tags = (fitted(_tags(record), room), "dim")
+    screen.print(" " * STATE_WIDTH + _GAP, (reference, "cyan"), _GAP, started, _GAP, tags)
 
 
 def _one_line_each(screen: Screen, records: Sequence[TraceRecord]) -> None:

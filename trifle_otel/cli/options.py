@@ -15,8 +15,8 @@ from trifle_otel import configuration
 from trifle_otel.archive import Archive
 from trifle_otel.errors import NotFound
 
-Flag = Annotated[bool, Parameter(negative=())]
-Many = Annotated[tuple[str, ...], Parameter(negative=())]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Many = Annotated[list[str] | None, Parameter(negative=(), show_default=False)]
 
 
 @Parameter(name="*")

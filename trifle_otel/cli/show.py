@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import islice
 
 from trifle_otel.archive import Archive
 from trifle_otel.cli.finding import resolve
@@ -70,8 +69,7 @@ def show(
             screen = Screen()
             print_record(screen, record)
             screen.print()
-            for _ in Lines(archive, record, entries, full=full).print(screen):
-                pass
+            Lines(archive, record, entries, full=full).print(screen)
         return _report(entries)
 
 
@@ -139,11 +137,10 @@ class Lines:
         self.outline: Outline = outline(entries)
         self.number_width = max(len(str(len(entries))), 3)
 
-    def print(self, screen: Screen, limit: int | None = None) -> Iterator[int]:
-        """Print the entries, at most `limit`; gives the place of each after it was printed."""
-        for place, entry in islice(enumerate(self.entries), limit):
-            self._print_entry(screen, place, entry)
-            yield place
+    def print(self, screen: Screen, start: int = 0, end: int | None = None) -> None:
+        """Print the entries, from one place to before another."""
+        for place in range(start, len(self.entries) if end is None else end):
+            self._print_entry(screen, place, self.entries[place])
 
     def _print_entry(self, screen: Screen, place: int, entry: Entry) -> None:
         level = entry.level if "level" in entry.stored else self.outline.depth(place)

@@ -97,9 +97,10 @@ def _fitting(text: str, start: int, width: int) -> int:
 
 def fitted(text: str, width: int) -> str:
     """`text` in exactly `width` cells: filled up, or shortened with `…`."""
+    width = max(width, 0)
     cells = cell_len(text)
     if cells > width:
-        text = text[: _fitting(text, 0, width - 1)] + "…" if width > 0 else ""
+        text = text[: _fitting(text, 0, width - 1)] + "…" if width > 1 else "…"[:width]
         cells = cell_len(text)
     return text + " " * (width - cells)
 

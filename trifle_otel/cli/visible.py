@@ -15,7 +15,8 @@ from trifle_otel.records import TraceRecord
 
 _HAZARDS = re.compile(
     "[\0-\x1f\x7f-\x9f"  # control characters: escape sequences begin with them
-    "\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # reorder, break or hide text
+    "\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"  # what reorders, breaks or hides text
+    "\ufeff\ufff0-\ufffb\ufffe\uffff"
     "\ud800-\udfff\U000e0000-\U000e0fff]"  # lone surrogates, and letters that nobody sees
 )
 
@@ -94,9 +95,12 @@ def duration(ns: int) -> str:
         if ns < most * length:
             return f"{ns / length:.3g} {unit}"
     seconds = round(ns / 10**9)
-    for large, small, length, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
-        if seconds < 60 * length or large == "d":
-            break
+    if seconds < 3600:
+        return _two_units(seconds, "min", "s", 60, 1)
+    return _two_units(seconds, "h", "min", 3600, 60) if seconds < 86400 else _two_units(seconds, "d", "h", 86400, 3600)
+
+
+def _two_units(seconds: int, large: str, small: str, length: int, part: int) -> str:
     rest = seconds % length // part
     return f"{seconds // length:,} {large}" + (f" {rest} {small}" if rest else "")
 

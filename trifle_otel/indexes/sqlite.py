@@ -65,10 +65,13 @@ class SQLiteIndex(Index):
     def put(self, records: Sequence[TraceRecord]) -> None:
         """Insert or replace records in one transaction."""
         values = [rows.row_of(record) for record in latest(records)]
-        with self._transaction() as connection:
-            for start, size in _batches(len(values)):
-                chunk = [value for row in values[start : start + size] for value in row]
-                connection.execute(rows.insert(size), chunk)
+        with self._connection(create=True) as connection:
+            try:
+                with _transaction(connection):
+                    rows.insert(connection, values)
+            except sqlite3.IntegrityError:  # two of one millisecond have drawn the same id, which is rare
+                with _transaction(connection):
+                    rows.insert_apart(connection, values)
 
     def find(self, reference: str) -> TraceRecord | None:
         """The record of that reference, or None."""
@@ -84,7 +87,7 @@ class SQLiteIndex(Index):
 
     def delete(self, references: Sequence[str]) -> None:
         """Forget these records."""
-        with self._transaction() as connection:
+        with self._connection(create=True) as connection, _transaction(connection):
             for reference in references:
                 connection.execute("DELETE FROM traces WHERE reference = ?", (clean_text(reference),))
 
@@ -115,13 +118,6 @@ class SQLiteIndex(Index):
             idle, self._idle = self._take_idle(), []
         for each in idle:
             each.connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection(create=True) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -214,13 +210,16 @@ class SQLiteIndex(Index):
             ) from error
 
 
-def _batches(count: int) -> Iterator[tuple[int, int]]:
-    """Where to cut `count` rows: few sizes, so that each one's statement is compiled once."""
-    start = 0
-    for size in (256, 64, 16, 4, 1):
-        while count - start >= size:
-            yield start, size
-            start += size
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
