@@ -1,8 +1,7 @@
-"""The command line: what each command prints, exit codes, errors as one line, hostile text, widths and colours."""
+"""The command line: what each command prints and finds, hostile text, widths, colours, damage."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -89,8 +88,7 @@ def run_in_terminal(columns: int, *arguments: str, **variables: str) -> list[str
     while True:
         try:
             piece = os.read(ours, 65536)
-        except OSError as error:  # how Linux says that the other side has closed
-            assert error.errno == errno.EIO
+        except OSError:  # how Linux says that the other side has closed
             break
         if not piece:
             break
@@ -133,15 +131,15 @@ def add(archive: Archive, *parts: list[Stored], **changes: Any) -> TraceRecord:
 
 @pytest.fixture
 def traces(own_folder: Path) -> list[TraceRecord]:
-    """Three traces in `./traces`, an hour apart, the oldest first."""
+    """Three traces in `./traces`, a second apart, the oldest first."""
     with Archive.open("./traces") as archive:
         archive.setup()
         first = add(archive, BLOCKS, reference=REFERENCES[0], key="prices/one", state="error", meta=[9, "DE"])
         archive.store.write(first.folder, "artifacts/sheet.csv", b"a,b\n\x1b[31m\xff")
         archive.store.write(first.folder, "artifacts/part_row_01kdyak3seabcdefghjkmnpqrs.txt", b"y" * 150_000)
-        later = START + timedelta(hours=1)
+        later = START + timedelta(seconds=1)
         second = add(archive, [entry("hello")], reference=REFERENCES[1], key="prices/two", first_at=later, tags=("x",))
-        last = START + timedelta(hours=2)
+        last = START + timedelta(seconds=2)
         third = add(archive, [entry("bye")], reference=REFERENCES[2], key="stock", first_at=last, tags=("x", "y"))
     return [first, second, third]
 
@@ -180,8 +178,8 @@ SEARCHES = {
     "--tag y --tag product:9": [2, 0],
     "--all-tags x --all-tags y": [2],
     "--state error": [0],
-    "--since 2026-01-02T04:04:05.678901Z": [2, 1],
-    "--until 2026-01-02T04:04:05.678901Z": [0],
+    "--since 2026-01-02T03:04:06.678901Z": [2, 1],
+    "--until 2026-01-02T03:04:06.678901Z": [0],
     "--min-duration 1.2s": [2, 1, 0],
     "--trace-id 0AF7651916CD43DD8448EB211C80319C --segment stock": [2],
 }
@@ -326,7 +324,7 @@ def test_what_ruby_wrote_is_shown(run: Run, golden: Path, own_folder: Path, case
 
     assert entries == expected
     assert (shown.code, shown.err) == (0, "")
-    numbers = re.findall(r"^ {0,2}(\d+) ", shown.out.partition("\n\n")[2], re.MULTILINE)
+    numbers = re.findall(r"^ {0,2}(\d+)(?: |$)", shown.out.partition("\n\n")[2], re.MULTILINE)
     assert numbers == [str(number + 1) for number in range(len(expected))]
 
 
@@ -409,33 +407,6 @@ def test_a_poor_encoding_is_no_failure(traces: list[TraceRecord]) -> None:
 # --- Errors
 
 
-MISUSES = {
-    "bogus": "Unknown command",
-    "ls --limit many": "many",
-    "ls --limit 0": "1 to 1000",
-    "ls --bogus": "--bogus",
-    "show": "REFERENCE",
-    "search --state broken": "running, success, warning, error",
-    "search --since whenever": "ISO 8601",
-    "search --min-duration long": "1.5s",
-    "search --cursor nonsense": "cursor",
-    "ls --archive gopher://x": "gopher",
-    "ls --index gopher://x": "gopher",
-    "demo --products 0": "1 to 2000",
-    "cleanup extra": "extra",
-}
-
-
-@pytest.mark.parametrize("arguments", MISUSES)
-def test_wrong_use_is_one_line_and_exit_code_2(run: Run, traces: list[TraceRecord], arguments: str) -> None:
-    """Each says what is wrong or what is allowed, on the error stream alone."""
-    done = run(*arguments.split())
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("trifle-otel: ")
-    assert done.err.count("\n") == 1
-    assert MISUSES[arguments] in done.err
-
-
 def test_a_damaged_index_is_one_line_and_exit_code_1(run: Run, traces: list[TraceRecord]) -> None:
     """It names the remedy, and the remedy works."""
     for leftover in Path("traces").glob("index.sqlite*"):
@@ -446,83 +417,6 @@ def test_a_damaged_index_is_one_line_and_exit_code_1(run: Run, traces: list[Trac
     assert "trifle-otel reindex" in done.err
     assert run("reindex").code == 0
     assert len(run("ls", "--json").objects) == 3
-
-
-@pytest.mark.parametrize("package", ["cyclopts", "rich"])
-def test_a_missing_extra_names_the_remedy(package: str) -> None:
-    """Without what the commands are made of, one line says what to install."""
-    code = f"import sys; sys.modules['{package}'] = None; from trifle_otel.cli import main; sys.exit(main(['ls']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"trifle-otel: the commands need {package}: pip install 'trifle-otel[cli]'\n"
-
-
-def test_the_demonstration_s_missing_extra_names_the_remedy(own_folder: Path) -> None:
-    """The same for what the job of the demonstration needs, and no archive is made."""
-    code = "import sys; sys.modules['currency_converter'] = None; from trifle_otel.cli import main; sys.exit(main(['demo']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "pip install 'trifle-otel[demo]'" in done.stderr
-    assert not Path("traces").exists()
-
-
-@pytest.fixture
-def long_trace(own_folder: Path) -> str:
-    """The reference of a trace whose lines fill any pipe."""
-    with Archive.open("./traces") as archive:
-        archive.setup()
-        return add(archive, [entry("x" * 90) for _ in range(20_000)]).reference
-
-
-def test_a_reader_that_has_enough_is_no_error(long_trace: str) -> None:
-    """Where the pipe is closed early, as `| head` does, nothing is printed on the error stream."""
-    process = subprocess.Popen(command("show", long_trace), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait(timeout=30) == 0
-
-
-def test_an_interrupt_ends_it_quietly(long_trace: str) -> None:
-    """Ctrl-C gives the usual exit code and no traceback, while nobody reads the output too."""
-    process = subprocess.Popen(command("show", long_trace), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.read(1)  # it prints now, and waits for us to read on
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
-    assert process.stderr.read() == b""
-    process.stdout.close()
-    process.stderr.close()
-
-
-# --- Help and start
-
-
-def test_help_lists_every_command() -> None:
-    """`--help` and no argument at all list the commands with what they do."""
-    for arguments in ([], ["--help"]):
-        done = run_process(*arguments, COLUMNS="100")
-        assert (done.code, done.err) == (0, "")
-        for name in ("demo", "ls", "search", "show", "reindex", "cleanup", "recover", "setup"):
-            assert re.search(rf"^│ {name} +\w", done.out, re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", ["demo", "ls", "search", "show", "reindex", "cleanup", "recover", "setup"])
-def test_every_command_takes_an_archive_and_an_index(run: Run, name: str) -> None:
-    """The help of each names both options, and what they are by default."""
-    done = run(name, "--help")
-    assert done.code == 0
-    for words in ("--archive", "--index", "TRIFLE_ARCHIVE", "TRIFLE_INDEX", "./traces"):
-        assert words in done.out
-
-
-def test_the_version_is_the_package_s(run: Run) -> None:
-    """`--version` prints what is installed."""
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
 # --- Each command as a process
@@ -539,7 +433,7 @@ def test_reading_commands_work_as_processes(traces: list[TraceRecord]) -> None:
 
 
 def test_upkeep_works_as_processes(own_folder: Path) -> None:
-    """`setup` makes an archive; `cleanup` counts and deletes what is over, `reindex` finds the rest, `recover` nothing."""
+    """`setup` makes an archive; `cleanup` deletes what is over, `reindex` finds the rest, `recover` nothing."""
     assert run_process("setup").code == 0
     assert Path("traces/index.sqlite").is_file()
     with Archive.open("./traces") as archive:
@@ -558,7 +452,7 @@ import os, signal
 import trifle_otel as trifle
 trifle.configure("./traces", bump_every=0.05)
 with trifle.tracer("job"):
-    while not any(name.endswith((".json", ".gz", ".jsonl")) for _, _, names in os.walk("traces") for name in names):
+    while not any("record.json" in names for _, _, names in os.walk("traces")):
         trifle.trace("waiting")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -577,23 +471,3 @@ def test_a_partly_failed_reindex_says_so(run: Run, traces: list[TraceRecord]) ->
     done = run("reindex")
     assert (done.code, done.out) == (1, "The index holds 3 traces of the store.\n")
     assert "7/broken/not-a-reference" in done.err
-
-
-def test_the_demonstration_shows_what_it_recorded(own_folder: Path) -> None:
-    """It runs the job, sums up by state, shows one trace in excerpt, and names commands that work."""
-    pytest.importorskip("currency_converter", reason="needs the extra `demo`")
-    pytest.importorskip("eu_vat_rates_data", reason="needs the extra `demo`")
-    done = run_process("demo", "--products", "60", "--archive", "./my traces")
-
-    assert (done.code, done.err) == (0, "")
-    assert re.search(r"60 products in .* in 60 traces, in \./my traces\.", done.out)
-    counted = dict(re.findall(r"^  \S (\w+) +(\d+)  ", done.out, re.MULTILINE))
-    assert set(counted) == {"success", "warning", "error"}
-    assert sum(map(int, counted.values())) == 60
-    assert "Publishing the prices ↴" in done.out
-    assert len(done.out.splitlines()) < 80
-    for line in re.findall(r"^  trifle-otel (.*?)   ", done.out, re.MULTILINE):
-        words = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True)
-        again = run_process(*words.stdout.splitlines())
-        assert again.code == 0, line
-        assert again.out

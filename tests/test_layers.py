@@ -42,7 +42,10 @@ PLAIN = "errors records references strict_json encoding conventions values redac
 CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
-COMMANDS = "archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool metrics viewer.*"
+COMMANDS = (
+    "archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool"
+    " metrics viewer.*"
+)
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
 LAYERS = {

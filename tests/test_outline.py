@@ -73,9 +73,14 @@ def places(found: Outline, entries: list[Stored]) -> dict[str, dict[str, list[in
     """What an outline says, in the recorder's words."""
     said = {}
     for block in found.blocks:
-        roles = {"opened": [block.opened], "closed": [block.closed], "result": [block.result], "lines": block.lines}
+        roles: dict[str, list[int | None]] = {
+            "opened": [block.opened],
+            "closed": [block.closed],
+            "result": [block.result],
+            "lines": [*block.lines],
+        }
         said[entries[block.opened]["span"]] = {
-            role: [id(entries[place]) for place in places if place is not None] for role, places in roles.items()
+            role: [id(entries[place]) for place in found_at if place is not None] for role, found_at in roles.items()
         }
     return said
 
@@ -187,7 +192,7 @@ def test_durations_are_exact_where_nanoseconds_are_stored() -> None:
 
 def test_a_block_that_runs_is_open() -> None:
     """A running trace's last blocks have no end, with levels alone too."""
-    for more in ({}, {"span": "1"}):
+    for more in (Stored(), Stored(span="1")):
         found = outlined([entry("a ↴", 0, **more), entry("in it", 1, **more)])
         assert [(b.closed, b.end_ns, b.duration_ns, b.lines) for b in found.blocks] == [(None, None, None, [1])]
 
@@ -208,7 +213,7 @@ def test_a_line_that_ends_with_an_arrow_is_a_line(message: str) -> None:
 
 def test_offloaded_messages_of_ours_keep_their_place() -> None:
     """An opening, a closing and a result that were too large for the part are found by span, level and parent."""
-    media = {"kind": "media", "size": 9}
+    media: Stored = {"kind": "media", "size": 9}
     found = outlined(
         [
             entry("part_row_1.txt", 0, span="1", parent="0", **media),

@@ -54,23 +54,23 @@ MAX_VALUE = 2048
 
 EVENTS = {
     TEXT_EVENT: "a line or a section's head",
-    RESULT_EVENT: "the result of the block whose span this is",
-    STATE_EVENT: "the state of the trace was set by fail(), warn() or succeed()",
+    RESULT_EVENT: "the result of the block; on the span of the trace what its `result` was given, and a traceback",
+    STATE_EVENT: "the state of the trace was set by `fail()`, `warn()` or `succeed()`, or by an exception",
     ARTIFACT_EVENT: "an artifact was stored",
-    EXCEPTION_EVENT: "an exception left a block or the trace; once for each exception",
+    EXCEPTION_EVENT: "an exception left a block or the trace; once for each, on the innermost span that it left",
 }
 
 ATTRIBUTES = {
     KEY: "span of the trace: its key",
     MODE: "span of the trace: `live` or `deferred`",
     META: "span of the trace: `meta` as JSON",
-    TAGS: "span of the trace: its tags, a list",
+    TAGS: "span of the trace: its tags, a list, as many as fit into 2,048 bytes",
     RETENTION: "span of the trace: days that the payload is kept",
     ARCHIVE: "span of the trace: URI of the trace's folder in the archive",
     LINES: "span of the trace: lines in the archive",
-    LINES_OMITTED: "any of our spans: lines that are in the archive alone; on the trace's, of the whole trace",
+    LINES_OMITTED: "lines that are in the archive alone: on a block's span its own, on the trace's those of all",
     BLOCKS_OMITTED: "span of the trace: blocks that have no span of their own",
-    STATE: "span: state of the trace or, where it is not success, of the block; event: state of the line",
+    STATE: "span: state of the trace or, if not success, of the block; event: state of the line, or the new one",
     REFERENCE: "span of the trace: the archive's reference",
     TEXT: "the message, at most 2,048 bytes",
     TEXT_SIZE: "bytes of the whole message, where it was shortened",
@@ -84,4 +84,30 @@ ATTRIBUTES = {
     ARTIFACT: "the artifact's name",
     ARTIFACT_SIZE: "bytes of the artifact",
     ARTIFACT_REF: "`<reference>/artifacts/<name>`: where it is in the archive",
+    EXCEPTION_TYPE: "OpenTelemetry's: the exception's class",
+    EXCEPTION_MESSAGE: "OpenTelemetry's: its message, which is also the description of the span's status",
+    EXCEPTION_STACKTRACE: "OpenTelemetry's: the end of its traceback",
+    ERROR_TYPE: "OpenTelemetry's: class of the exception that left the block or the trace",
+}
+
+# Metrics, and the attribute that is theirs alone.
+METRIC_TRACES = "trifle.traces"
+METRIC_ENTRIES = "trifle.entries"
+METRIC_DURATION = "trifle.duration"
+METRIC_SHIPPED = "trifle.shipped"
+METRIC_PROBLEMS = "trifle.problems"
+METRIC_WAITING = "trifle.waiting"
+METRIC_WAITING_BYTES = "trifle.waiting.bytes"
+METRIC_WAITING_AGE = "trifle.waiting.age"
+PROBLEM = "trifle.problem"
+
+METRICS = {
+    METRIC_TRACES: "Traces that ended, by key and state",
+    METRIC_ENTRIES: "Entries of traces that ended, by key",
+    METRIC_DURATION: "How long traces took, by key and state",
+    METRIC_SHIPPED: "Traces that reached the archive and its index",
+    METRIC_PROBLEMS: "What went wrong in recording and shipping, by kind: retries, drops, errors of stores",
+    METRIC_WAITING: "Traces that wait for the archive",
+    METRIC_WAITING_BYTES: "Bytes that wait for the archive",
+    METRIC_WAITING_AGE: "How long the oldest trace has waited for the archive",
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
 from trifle_otel.errors import StoreUnavailable
+from trifle_otel.metrics import Metrics
 from trifle_otel.packing import pack, record_of
 from trifle_otel.recording import Recording, open_recordings
 from trifle_otel.records import RUNNING, Folder, TraceRecord, empty_counters
@@ -41,6 +42,7 @@ class Held:
     files: dict[str, bytes | Path] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)  # artifacts that no bump has taken along yet
     size: int = 0
+    announced: bool = False
     bumped: bool = False
     journaled: int = 0  # lines of a deferred trace that its journal has
     journal: list[str] = field(default_factory=list)  # messages that only the journal refers to
@@ -59,6 +61,9 @@ class Delivery:
         self.spool = spool
         self.direct = direct
         self.shipper = Shipper(archive.store, archive.index, spool, troubles, limit=settings.spool_limit)
+        self.metrics = Metrics(self.shipper.waits)
+        self.shipper.on_shipped = self.metrics.shipped
+        troubles.also = self.metrics.problem
         self._clock: threading.Thread | None = None
         self._stopped = threading.Event()
         _deliveries.add(self)
@@ -150,6 +155,7 @@ class Delivery:
             part = pack(recording, lines)
             files = {**part.artifacts, part.name: part.data}
         record = record_of(recording, recording.state, time.time_ns())
+        self.metrics.finished(record)
         encoded = encode_record(record)
         size = self._save(recording, held, files, encoded)
         local = None if held.folder is None else Path(held.folder)
@@ -203,6 +209,7 @@ class Delivery:
     def _bump(self, recording: Recording) -> None:
         """Flush a live trace: its next part, and a record that says how far it is."""
         held: Held = recording.spooled
+        self._announce(held, recording)
         lines = recording.take()
         names = held.fresh
         held.fresh = []
@@ -224,6 +231,7 @@ class Delivery:
         lines = (recording.lines or [])[held.journaled :]
         if self.spool is None or (not lines and held.journaled):
             return
+        self._announce(held, recording)
         part = pack(recording, lines)
         held.journaled += len(lines)
         for name, data in part.artifacts.items():
@@ -250,6 +258,12 @@ class Delivery:
             source = source.read_bytes()
         held.files[name] = source
         return len(source)
+
+    def _announce(self, held: Held, recording: Recording) -> None:
+        """Before the first part: a record, without which nobody could tell whose part it is."""
+        if not held.announced:
+            held.announced = True
+            self._keep_record(held, recording, record_of(recording, RUNNING, time.time_ns()))
 
     def _keep_record(self, held: Held, recording: Recording, record: TraceRecord) -> None:
         if self.spool is None or held.files:

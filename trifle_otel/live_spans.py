@@ -2,7 +2,9 @@
 
 Everything set on a span is small enough to be delivered by any exporter into any backend: names,
 values, events of a span, events and spans of a trace are counted here, since limits elsewhere
-(the SDK's, Tempo's, a receiver's) drop silently. What does not fit is in the archive, and counted.
+(the SDK's, Tempo's, a receiver's) drop silently. What does not fit is in the archive, and counted: each
+line of the archive is an event of one of our spans, or the opening or closing line of a block that has a
+span (which stands for both), or one of `trifle.lines_omitted` on the span of the trace.
 Our own faults and those of span processors end here: recording goes on without the span.
 """
 
@@ -137,7 +139,11 @@ class LiveSpans:
 
 def service_of(runtime: Runtime) -> str | None:
     """The name of this service: the setting's, else what the provider's resource says; None where nobody says."""
-    return runtime.settings.service or _source(runtime).service
+    try:
+        return runtime.settings.service or _source(runtime).service
+    except Exception as error:  # a provider that raises
+        runtime.troubles.report("the provider gives no tracer", error)
+        return None
 
 
 def start_root(runtime: Runtime, name: str, kind: SpanKind, attributes: dict[str, Any], context: Context) -> RootSpan:
@@ -197,17 +203,24 @@ def close(frame: Frame, end: int, state: str, error: BaseException | None) -> No
     try:
         if spans is not None:
             _add_events(frame, spans, outer, error is not None)
-            if error is not None:
-                _record_exception(frame, spans, error, outer, end)
-            if state != "success":
-                span.set_attribute(names.STATE, short_value(state, MAX_STATE))
-                if error is None and state == "error":
-                    span.set_status(StatusCode.ERROR)
+            if span.is_recording():
+                _set_outcome(frame, spans, end, state, error)
     except Exception as fault:  # ours or another SDK's: the job goes on
         recording.runtime.troubles.report("events could not be added to a span", fault)
     _end(recording, span, end)
     frame.span = None
     frame.events = outer  # of tasks and threads that run on
+
+
+def _set_outcome(frame: Frame, spans: LiveSpans, end: int, state: str, error: BaseException | None) -> None:
+    span: Span = frame.span
+    if error is not None:
+        outer = None if frame.parent is None else frame.parent.events
+        _record_exception(frame, spans, error, outer, end)
+    elif state == "error":
+        span.set_status(StatusCode.ERROR)
+    if state != "success":
+        span.set_attribute(names.STATE, short_value(state, MAX_STATE))
 
 
 def finish(recording: Recording, error: BaseException | None) -> None:
@@ -218,11 +231,12 @@ def finish(recording: Recording, error: BaseException | None) -> None:
         return
     try:
         _add_events(root, spans, None, error is not None)
-        if error is not None:
-            _record_exception(root, spans, error, _around(root), None)
-        elif recording.state == "error":
-            span.set_status(StatusCode.ERROR)
-        span.set_attributes(_root_attributes(recording, spans))
+        if span.is_recording():
+            if error is not None:
+                _record_exception(root, spans, error, _around(root), None)
+            elif recording.state == "error":
+                span.set_status(StatusCode.ERROR)
+            span.set_attributes(_root_attributes(recording, spans))
     except Exception as fault:  # ours or another SDK's: the archive is still to be written
         recording.runtime.troubles.report("events could not be added to a span", fault)
     _end(recording, span, None)
@@ -300,7 +314,8 @@ def _unborn(span: Span, trace_id: int, context: Context) -> RootSpan:
 
 def _end(recording: Recording, span: Span, end: int | None) -> None:
     try:
-        span.end(end)
+        if span.is_recording():  # else somebody ended it who had no business to
+            span.end(end)
     except Exception as fault:  # a processor's
         recording.runtime.troubles.report("a span could not be ended", fault)
 
@@ -316,9 +331,7 @@ def _add_events(frame: Frame, spans: LiveSpans, outer: Pending | None, failed: b
     recording, span = frame.recording, frame.span
     with recording.lock:
         pending.close(outer)
-    numbers, lines = pending.choose(max(spans.places - failed, 0))
-    if not span.is_recording():  # somebody else has ended it
-        numbers, lines = [], []
+    numbers, lines = pending.choose(max(spans.places - failed, 0) if span.is_recording() else 0)
     added = shown = 0
     if lines:
         texts = spans.screen([line[1] for line in lines])
@@ -332,7 +345,8 @@ def _add_events(frame: Frame, spans: LiveSpans, outer: Pending | None, failed: b
     if omitted:
         with spans.lock:
             spans.lines_omitted += omitted
-        span.set_attribute(names.LINES_OMITTED, omitted)
+        if span.is_recording():
+            span.set_attribute(names.LINES_OMITTED, omitted)
 
 
 def _add_some(

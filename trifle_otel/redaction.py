@@ -160,7 +160,7 @@ class Redactor:
             rows.update(bisect_right(ends, hit.start - 1) for hit in hits)
         if self._defaults and _may_hold_url(joined):
             rows.update(row for row, text in enumerate(texts) if _may_hold_url(text))
-        return sorted(row for row in rows if row < len(texts))
+        return sorted(row for row in rows if row < len(texts)) if rows else ()
 
     def _screened(self, text: str) -> str:
         for rule, pattern in self._patterns:

@@ -65,19 +65,24 @@ class Troubles:
         self._lock = threading.Lock()
         self._logged: dict[str, tuple[float, int]] = {}
         self.counts: Counter[str] = Counter()
+        self.also: Callable[[str, int], None] | None = None
+        """Told of each: what, and how often. For metrics."""
 
-    def report(self, what: str, error: BaseException | None = None, amount: int = 1) -> None:
-        """Count `what` went wrong, and tell of it. Never raises."""
+    def report(self, what: str, error: BaseException | None = None, amount: int = 1, detail: str = "") -> None:
+        """Count `what` went wrong (one of few texts), and tell of it, with `detail`. Never raises."""
         with self._lock:
             self.counts[what] += amount
             due = self._due(what)
+        if self.also is not None:
+            self.also(what, amount)
         if error is not None and self._handler is not None:
             try:
                 self._handler(error)
             except Exception as second:  # a handler of the user's: its own fault is logged beside ours
                 logger.warning("error_handler raised %r", second)
         elif due:
-            logger.warning("%s (%d so far)%s", what, self.counts[what], f": {error!r}" if error is not None else "")
+            because = f": {error!r}" if error is not None else ""
+            logger.warning("%s%s (%d so far)%s", what, detail and f" ({detail})", self.counts[what], because)
 
     def _due(self, what: str) -> bool:
         now = self._clock()

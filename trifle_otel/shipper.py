@@ -14,6 +14,7 @@ What is packed and how it is spooled is not known here; see `delivery` and `spoo
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -28,10 +29,13 @@ from opentelemetry.context import attach, set_value
 
 from trifle_otel.encoding import RECORD_NAME, decode_record, encode_record
 from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.metrics import Waiting
 from trifle_otel.records import TraceRecord
 from trifle_otel.spool import Orphan, Parcel, Spool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trifle_otel.indexes.contract import Index
     from trifle_otel.runtime import Troubles
     from trifle_otel.stores.contract import Store
@@ -49,7 +53,7 @@ TRIES: Final = 3  # of a parcel that the archive refuses for another reason than
 class Shipper:
     """A queue of parcels and the thread that empties it.
 
-    `_state` (a condition) guards `_queue`, `waiting`, `_busy`, `_thread` and `_stopping`. Only the thread
+    `_state` (a condition) guards `_queue`, `waiting`, `_batch`, `_thread` and `_stopping`. Only the thread
     touches `_unindexed`, `_pause` and the store and the index.
     """
 
@@ -60,6 +64,7 @@ class Shipper:
         self.troubles = troubles
         self.limit = limit
         self.shipped = 0
+        self.on_shipped: Callable[[int], None] | None = None
         self._quiet_until = 0.0
         self._begin()
 
@@ -70,7 +75,7 @@ class Shipper:
         self._queue: deque[Parcel] = deque()
         self._unindexed: list[Parcel] = []
         self.waiting = 0
-        self._busy = False
+        self._batch: list[Parcel] = []
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._pause = 0.0
@@ -120,6 +125,13 @@ class Shipper:
         if self.store.remote or self.index.remote:
             self._quiet_until = time.monotonic() + QUIET_AFTER_FORK
 
+    def waits(self) -> Waiting:
+        """What waits for the archive now."""
+        with self._state:
+            there = [*self._batch, *itertools.islice(self._queue, 1)]
+            age = time.monotonic() - min((parcel.since for parcel in there), default=time.monotonic())
+            return Waiting(len(self._queue) + len(self._batch), self.waiting, age)
+
     def start(self) -> None:
         """Start the thread before there is something to ship: it looks for what dead processes left."""
         with self._state:
@@ -136,7 +148,7 @@ class Shipper:
             self.troubles.report("the background thread could not be started", error)
 
     def _pending(self) -> bool:
-        return bool(self._queue or self._busy or self._unindexed)
+        return bool(self._queue or self._batch or self._unindexed)
 
     def _drop_above_limit(self) -> int:
         dropped = 0
@@ -158,7 +170,7 @@ class Shipper:
                 self._pause = LONGEST_PAUSE
             finally:
                 with self._state:
-                    self._busy = False
+                    self._batch = []
                     self._state.notify_all()
             self._rest()
         with self._state:  # what is put from now on starts another thread
@@ -175,12 +187,12 @@ class Shipper:
         while self._index() and self._queue:
             with self._state:
                 batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                self._busy = True
+                self._batch = batch
             failed = self._ship(batch)
             with self._state:
                 self._queue.extendleft(reversed(failed))
                 self.waiting = sum(parcel.size for parcel in self._queue)
-                self._busy = False
+                self._batch = []
                 self._state.notify_all()
             if failed:
                 break
@@ -282,11 +294,11 @@ class Shipper:
         if parcel.tries < TRIES:
             self._failed(error, "a trace could not be shipped; it is tried again")
             return False
-        where = ""
+        where = parcel.record.reference
         if parcel.local is not None and self.spool is not None and parcel.local.exists():
             with suppress(OSError):
-                where = f"; it is kept in {self.spool.set_aside(parcel.local)}"
-        self.troubles.report(f"trace {parcel.record.reference} cannot be shipped{where}", error)
+                where += f", kept in {self.spool.set_aside(parcel.local)}"
+        self.troubles.report("a trace cannot be shipped", error, detail=where)
         return True
 
     def _index(self) -> bool:
@@ -299,8 +311,11 @@ class Shipper:
                 self._failed(error, "the index cannot be written; rows wait")
                 return False
             del self._unindexed[: len(parcels)]
+            ended = sum(parcel.kind == "final" for parcel in parcels)
+            self.shipped += ended
+            if self.on_shipped is not None and ended:
+                self.on_shipped(ended)
             for parcel in parcels:
-                self.shipped += parcel.kind == "final"
                 if parcel.note is not None and self.spool is not None:
                     self.spool.indexed(parcel.note)
         return True

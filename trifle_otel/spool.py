@@ -17,6 +17,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,7 @@ class Parcel:
     tries: int = 0
     stored: bool = False
     note: Note | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Note:

@@ -20,15 +20,14 @@ _NEEDED = ("rich", "cyclopts")
 
 def main(argv: list[str] | None = None) -> int:
     """Run `trifle-otel` with these arguments (the process's own where None are given) and give the exit code."""
-    warnings = _Warnings()
+    warnings = _Warnings(logging.WARNING)
     logger = logging.getLogger("trifle_otel")
     logger.addHandler(warnings)
     _be_able_to_print(sys.stdout, sys.stderr)
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
+        return _run(sys.argv[1:] if argv is None else argv)
     finally:
         logger.removeHandler(warnings)
-    return code or (FAILED if warnings.seen else DONE)
 
 
 def _run(arguments: list[str]) -> int:
@@ -54,9 +53,10 @@ def _command(arguments: list[str]) -> int:
 
         from trifle_otel.cli.app import run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        needed = (error.name or "").partition(".")[0]
+        if needed not in _NEEDED:
             raise
-        raise MissingDependency(f"the commands need {error.name}: pip install 'trifle-otel[cli]'") from error
+        raise MissingDependency(f"the commands need {needed}: pip install 'trifle-otel[cli]'") from error
     try:
         return run(arguments)
     except CycloptsError as error:
@@ -94,15 +94,10 @@ def _drop_output() -> None:
 
 
 class _Warnings(logging.Handler):
-    """Prints the library's warnings as commands print theirs, and remembers that there were some."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.seen = False
+    """Prints the library's warnings as commands print theirs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
         from trifle_otel.cli.visible import visible
 
-        self.seen = True
         sys.stderr.write(f"trifle-otel: {visible(record.getMessage())}\n")

@@ -24,7 +24,7 @@ def resolve(archive: Archive, reference: str) -> TraceRecord:
     except NotFound:
         if len(reference) < LEAST_PREFIX:
             raise
-    found = list({record.reference: record for record in _beginning_with(archive, reference)}.values())
+    found = _beginning_with(archive, reference)
     if not found:
         raise NotFound(f"there is no trace {reference!r} in {archive.url}; `trifle-otel ls` lists the newest")
     if len(found) > 1:
@@ -33,17 +33,26 @@ def resolve(archive: Archive, reference: str) -> TraceRecord:
     return found[0]
 
 
-def _beginning_with(archive: Archive, start: str) -> Iterator[TraceRecord]:
+def _beginning_with(archive: Archive, start: str) -> list[TraceRecord]:
     """The traces whose reference begins so: looked for among those of its time, else among the newest."""
     starts = (start, start.upper(), start.lower())
-    for since, until in list(_times(start)) or [(None, None)]:
-        cursor = None
-        for _ in range(_PAGES):
-            page = archive.search(since=since, until=until, limit=MAX_LIMIT, cursor=cursor)
-            yield from (record for record in page.records if record.reference.startswith(starts))
-            cursor = page.cursor
-            if cursor is None:
-                break
+    for windows in (list(_times(start)), [(None, None)]):
+        records = [record for window in windows for record in _traces(archive, *window)]
+        found = {record.reference: record for record in records if record.reference.startswith(starts)}
+        if found:
+            return list(found.values())
+    return []
+
+
+def _traces(archive: Archive, since: datetime | None, until: datetime | None) -> Iterator[TraceRecord]:
+    """The traces of that time, but no more than some thousands."""
+    cursor = None
+    for _ in range(_PAGES):
+        page = archive.search(since=since, until=until, limit=MAX_LIMIT, cursor=cursor)
+        yield from page.records
+        cursor = page.cursor
+        if cursor is None:
+            return
 
 
 def _times(start: str) -> Iterator[tuple[datetime, datetime]]:

@@ -64,7 +64,7 @@ class Screen:
 
     def _painted(self, piece: Piece | str) -> str:
         text, style = (piece, "") if isinstance(piece, str) else piece
-        if not style or not text or self._colors is None:
+        if not style or self._colors is None or not text or text.isspace():
             return text
         if style not in self._styles:
             self._styles[style] = Style.parse(style)

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from types import TracebackType
+
 from trifle_otel.cli.options import Flag, Place, open_new, opened
 from trifle_otel.cli.terminal import progress
 from trifle_otel.cli.visible import count, visible
+
+
+class Failures(logging.Handler):
+    """While it is entered: notices that the library warns of something that it left out, which makes exit code 1."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.code = 0
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - what it says is printed elsewhere
+        """Notice a warning."""
+        self.code = 1
+
+    def __enter__(self) -> Failures:
+        logging.getLogger("trifle_otel").addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        logging.getLogger("trifle_otel").removeHandler(self)
 
 
 def reindex(*, place: Place | None = None) -> int:
@@ -12,10 +36,10 @@ def reindex(*, place: Place | None = None) -> int:
 
     An index that is damaged is made anew.
     """
-    with opened(place) as archive, progress("Reading traces", None) as bar:
+    with Failures() as failures, opened(place) as archive, progress("Reading traces", None) as bar:
         found = archive.reindex(progress=lambda done: bar.update(bar.task_ids[0], completed=done))
         print(f"The index holds {count(found, 'trace')} of the store.")
-    return 0
+    return failures.code
 
 
 def cleanup(*, dry_run: Flag = False, place: Place | None = None) -> int:
@@ -34,9 +58,9 @@ def cleanup(*, dry_run: Flag = False, place: Place | None = None) -> int:
 
 def recover(*, place: Place | None = None) -> int:
     """Ship into the archive what processes that died left in its spool."""
-    with opened(place) as archive:
+    with Failures() as failures, opened(place) as archive:
         print(f"Recovered {count(archive.recover(), 'trace')}.")
-    return 0
+    return failures.code
 
 
 def setup(*, place: Place | None = None) -> int:

@@ -5,6 +5,7 @@ Also numbers as people read them: sizes, durations, times. Colours and widths ar
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -43,8 +44,8 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def json_line(value: object) -> bytes:
-    """A value as one line of JSON that means what it meant, and cannot steer a terminal either."""
-    text = to_json(value).decode()
+    """A value as one line of JSON that means exactly what it meant (NUL too), and cannot steer a terminal either."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return (_HAZARDS.sub(_escaped, text) if _HAZARDS.search(text) else text).encode() + b"\n"
 
 
