@@ -42,7 +42,7 @@ class Sdk:
     @property
     def root(self) -> ReadableSpan:
         """The only trace's own span."""
-        roots = [span for span in self.spans if "trifle.key" in attributes(span)]
+        roots = [span for span in self.spans if "trifle.reference" in attributes(span)]
         assert len(roots) == 1
         return roots[0]
 
@@ -50,7 +50,7 @@ class Sdk:
     def blocks(self) -> list[ReadableSpan]:
         """The spans of blocks."""
         ours = [span for span in self.spans if scope(span) == "trifle_otel"]
-        return [span for span in ours if "trifle.key" not in attributes(span)]
+        return [span for span in ours if "trifle.reference" not in attributes(span)]
 
     def named(self, name: str) -> ReadableSpan:
         """The only span of a name."""
@@ -123,10 +123,6 @@ def assert_lines_are_where_they_say(sdk: Sdk) -> None:
         for event in lines(span):
             found = attributes(event)
             entry = entries[found["trifle.line"] - 1]
-            if entry.type == "raw":
-                expected = entry.message.removeprefix("↳ ")
-            else:
-                expected = entry.message
-            assert found[event.name] == expected
+            assert found[event.name] == entry.message.removeprefix("↳ ")
             assert event.timestamp == entry.ns
             assert entry.span == span_id(span)

@@ -1,4 +1,4 @@
-"""`configure`: what it takes from arguments and the environment, what it refuses, and what it leaves of the one before."""
+"""`configure`: what it takes from arguments and the environment, and what it refuses; first use, again, and `reset`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record_one(key: str = "a/job") -> str:
 def test_an_unknown_setting_names_the_near_one_and_all_that_there_are() -> None:
     """A misspelt keyword is answered with what was meant."""
     with pytest.raises(ConfigurationError) as raised:
-        trifle.configure("memory:", **{"retentoin": 7})  # type: ignore[arg-type]
+        trifle.configure("memory:", retentoin=7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     message = str(raised.value)
     assert "'retentoin'" in message
     assert "did you mean 'retention'?" in message
@@ -453,8 +453,9 @@ def test_a_corrupt_index_at_first_use_costs_no_payload(
     folder.mkdir()
     (folder / "index.sqlite").write_bytes(b"this is no database at all, however long it may be" * 100)
     monkeypatch.setenv("TRIFLE_ARCHIVE", str(folder))
+    monkeypatch.setenv("TRIFLE_EXIT_TIMEOUT", "0.1")
     reference = record_one()
-    assert not trifle.flush(0.3)
+    assert not trifle.flush(0.1)
     assert "trifle-otel reindex" in caplog.text
     configuration.reset()
     with Archive.open(folder) as archive:
@@ -536,7 +537,12 @@ def test_importing_and_tracing_touches_no_file_and_loads_no_driver() -> None:
 
 def test_the_end_of_the_process_ships_what_waits(tmp_path: Path) -> None:
     """A script that records and ends, without a flush, is in the archive and its index, and logs nothing."""
-    script = "import trifle_otel as t\nt.configure('./traces')\nwith t.tracer('a/job') as j: t.trace('line')\nprint(j.reference)"
+    script = (
+        "import trifle_otel as t\n"
+        "t.configure('./traces')\n"
+        "with t.tracer('a/job') as job: t.trace('line')\n"
+        "print(job.reference)\n"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], check=True, timeout=30, capture_output=True, text=True
     )

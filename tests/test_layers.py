@@ -43,7 +43,7 @@ CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
 COMMANDS = (
-    "archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool"
+    "checkup archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool"
     " metrics viewer.*"
 )
 
@@ -68,7 +68,7 @@ LAYERS = {
     # what a job calls: OpenTelemetry's API, nothing that does I/O
     "recording": Layer(f"{PLAIN} live_spans", "opentelemetry-api"),
     "live_spans": Layer(f"{PLAIN} recording span_events", "opentelemetry-api"),
-    "span_events": Layer(PLAIN),
+    "span_events": Layer(PLAIN, "opentelemetry-api"),
     "wrapping": Layer(f"{PLAIN} recording", "opentelemetry-api"),
     "calls": Layer(f"{PLAIN} recording live_spans wrapping", "opentelemetry-api"),
     "packing": Layer(f"{PLAIN} recording"),
@@ -105,6 +105,7 @@ LAYERS = {
     "archive": Layer(f"{PLAIN} {CONTRACTS} queries reading reindex spool shipper configuration"),
     "spool": Layer(f"{PLAIN} packing recording", "platformdirs"),
     "delivery": Layer(f"{PLAIN} {CONTRACTS} archive spool shipper packing metrics recording", "opentelemetry-api"),
+    "checkup": Layer(f"{PLAIN} {CONTRACTS} archive spool"),
     "shipper": Layer(f"{PLAIN} {CONTRACTS} archive spool packing metrics recording", "opentelemetry-api"),
     # the one place that knows everything
     "configuration": Layer(

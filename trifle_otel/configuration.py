@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote, unquote, urlsplit
 
-from trifle_otel.errors import ConfigurationError, StoreUnavailable
+from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
+from trifle_otel.recording import open_recordings
 from trifle_otel.redaction import Redactor
 from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
 from trifle_otel.settings import LONGEST_RETENTION, Settings
@@ -80,6 +81,7 @@ class Location:
 
 
 _delivery: Delivery | None = None
+_earlier: list[Delivery] = []  # of settings that were in force before, for traces that began then
 _lock = threading.RLock()
 
 
@@ -95,14 +97,15 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     Raises `ConfigurationError` for a setting or URL that is unknown or wrong, and for an archive that cannot be
     written; it names what is allowed. A locked index is no error: traces wait for it in the spool.
     """
-    global _delivery
     settings = make_settings(archive, dict(changes))
     with _lock:
-        opened, delivery, runtime = _set_up(settings)
-        before, _delivery = _delivery, delivery
-        install(runtime)
+        opened = open_archive(settings.archive, settings.index)
+        _prepare(opened)
+        before = _put_in_force(opened, settings)
     if before is not None:
         before.shutdown(settings.exit_timeout)
+        if any(recording.runtime.sink is before for recording in open_recordings()):
+            _earlier.append(before)
     return opened
 
 
@@ -111,15 +114,21 @@ def reset() -> None:
 
     Ships what waits, stops the background thread, and forgets settings, callbacks and `memory:` archives.
     """
-    global _delivery
+    global _delivery  # noqa: PLW0603 - what this process is set up with
     with _lock:
-        before, _delivery = _delivery, None
+        deliveries = _all_deliveries()
+        _delivery = None
+        _earlier.clear()
         install(None)
         forget_callbacks()
         _memories.clear()
-    if before is not None:
-        before.shutdown(before.settings.exit_timeout)
-        before.archive.close()
+    for delivery in deliveries:
+        delivery.shutdown(delivery.settings.exit_timeout)
+        delivery.archive.close()
+
+
+def _all_deliveries() -> list[Delivery]:
+    return [*_earlier] if _delivery is None else [*_earlier, _delivery]
 
 
 def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any]) -> Settings:
@@ -191,15 +200,23 @@ def default_index() -> str | None:
 
 def configure_from_environment() -> None:
     """At first use: set up what `TRIFLE_ARCHIVE` names, if it is set."""
-    if _delivery is None and os.environ.get("TRIFLE_ARCHIVE"):
-        configure()
+    if _delivery is not None or not os.environ.get("TRIFLE_ARCHIVE"):
+        return
+    settings = make_settings(None, {})
+    with _lock:
+        archive = open_archive(settings.archive, settings.index)
+        try:
+            _prepare(archive)
+        except DamagedArchive as error:  # nobody is there to repair it: payloads can be kept all the same
+            logger.warning("rows wait until the index is repaired: %s", error)
+        _put_in_force(archive, settings)
 
 
-def _set_up(settings: Settings) -> tuple[Archive, Delivery, Runtime]:
+def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:
+    """Record into this archive from now on; gives what delivered to the one before."""
+    global _delivery
     from trifle_otel.delivery import Delivery
 
-    archive = open_archive(settings.archive, settings.index)
-    _prepare(archive)
     runtime = Runtime(settings, None)
     beside = archive.spool
     archive.spool = _folder(settings.spool) if settings.spool else archive.spool
@@ -210,7 +227,9 @@ def _set_up(settings: Settings) -> tuple[Archive, Delivery, Runtime]:
     archive.before_reading = lambda: delivery.flush(READ_WAIT)
     if spool is not None:
         delivery.shipper.start()
-    return archive, delivery, runtime
+    before, _delivery = _delivery, delivery
+    install(runtime)
+    return before
 
 
 def _prepare(archive: Archive) -> None:
@@ -408,8 +427,8 @@ def _whole(value: object, least: int, most: float = math.inf) -> bool:
 
 
 def _at_exit() -> None:
-    if _delivery is not None:
-        _delivery.shutdown(_delivery.settings.exit_timeout)
+    for delivery in _all_deliveries():
+        delivery.shutdown(delivery.settings.exit_timeout)
 
 
 at_first_use(configure_from_environment)

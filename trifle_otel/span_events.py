@@ -192,9 +192,9 @@ def event_of(number: int, line: Line, text: str, reference: str, limit: int) -> 
     if kind == "close" or kind == "raw":
         attributes = {names.RESULT: short, names.LINE: number}
         extra = _refer(attributes, names.RESULT_SIZE, names.RESULT_REF, whole, f"{reference}#{number}")
-        return names.RESULT_EVENT, attributes, ns, size + extra + 78
+        return names.RESULT_EVENT, attributes, ns, size + extra + 74
     if kind == STATE:
-        return names.STATE_EVENT, {names.STATE: short, names.PREVIOUS_STATE: state}, ns, size + len(state) + 80
+        return names.STATE_EVENT, {names.STATE: short, names.PREVIOUS_STATE: state}, ns, size + len(state) + 76
     where, taken, _ = shortened(f"{reference}/artifacts/{text}", limit)
     attributes = {names.ARTIFACT: short, names.ARTIFACT_SIZE: kind, names.ARTIFACT_REF: where, names.LINE: number}
     return names.ARTIFACT_EVENT, attributes, ns, size + taken + 148
@@ -253,14 +253,14 @@ def tail(text: str, limit: int) -> str:
 
 
 def short_list(texts: list[str], limit: int) -> list[str]:
-    """As many of them as fit into `limit` bytes together."""
+    """As many of them as fit into `limit` bytes together; the first is cut where it alone is longer."""
     kept: list[str] = []
     for text in texts:
-        short, size, _ = shortened(text, limit)
-        if size > limit or (size == 0 and text):
+        short, size, whole = shortened(text, limit)
+        if whole and kept:
             break
-        limit -= size
         kept.append(short)
+        limit -= size
     return kept
 
 

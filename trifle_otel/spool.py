@@ -105,7 +105,8 @@ class Spool:
         while self.own is None:
             name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
             folder = self.root / name
-            folder.mkdir(mode=0o700, parents=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             if not _lock(descriptor) or not (folder / LOCK).exists():  # somebody took it for a dead one's
                 os.close(descriptor)

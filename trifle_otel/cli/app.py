@@ -8,6 +8,7 @@ from importlib.metadata import version
 from cyclopts import App
 
 from trifle_otel.cli.demo import demo
+from trifle_otel.cli.doctor import doctor
 from trifle_otel.cli.listing import list_traces, search
 from trifle_otel.cli.show import show
 from trifle_otel.cli.upkeep import cleanup, recover, reindex, setup
@@ -22,6 +23,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "cleanup": cleanup,
     "recover": recover,
     "setup": setup,
+    "doctor": doctor,
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import TracebackType
 
 from trifle_otel.cli.options import Flag, Place, open_new, opened
 from trifle_otel.cli.terminal import progress
 from trifle_otel.cli.visible import count, visible
+from trifle_otel.errors import UsageError
 
 
 class Failures(logging.Handler):
@@ -56,10 +58,26 @@ def cleanup(*, dry_run: Flag = False, place: Place | None = None) -> int:
     return 0
 
 
-def recover(*, place: Place | None = None) -> int:
-    """Ship into the archive what processes that died left in its spool."""
+def recover(*, watch: Flag = False, every: float = 10, place: Place | None = None) -> int:
+    """Ship into the archive what processes that died left in its spool.
+
+    Parameters
+    ----------
+    watch
+        Go on until interrupted: for a whole host, or a node's volume that containers share.
+    every
+        Seconds between two looks, with --watch.
+    """
+    if every <= 0:
+        raise UsageError(f"--every {every:g} is not allowed; it is seconds above 0")
     with Failures() as failures, opened(place) as archive:
-        print(f"Recovered {count(archive.recover(), 'trace')}.")
+        found = archive.recover()
+        print(f"Recovered {count(found, 'trace')}.", flush=True)
+        while watch:
+            time.sleep(every)
+            found = archive.recover()
+            if found:
+                print(f"Recovered {count(found, 'trace')}.", flush=True)
     return failures.code
 
 

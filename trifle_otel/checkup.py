@@ -1,0 +1,163 @@
+"""Whether an archive can be used from here: by a test write and read, and by a look at its spool and its permissions.
+
+What is found is plain data; `trifle-otel doctor` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from trifle_otel.errors import TrifleError
+from trifle_otel.records import TraceRecord
+from trifle_otel.references import new_reference, segments
+from trifle_otel.spool import ASIDE, size_of
+
+if TYPE_CHECKING:
+    from trifle_otel.archive import Archive
+
+MAX_SKEW = 5.0
+"""Seconds that a file system's clock may differ from ours: records are ordered and expire by time."""
+
+OLD = timedelta(hours=1)
+"""Age of what waits in the spool from which something must be wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        state: `success`, `warning` or `error`.
+        message: what was found, and what to do about it.
+    """
+
+    what: str
+    state: str
+    message: str
+
+
+def examine(archive: Archive) -> list[Finding]:
+    """Look at everything; never raises for what is wrong with the archive."""
+    findings: list[Finding] = []
+    for what, look in _LOOKS.items():
+        try:
+            findings += [Finding(what, *found) for found in look(archive)]
+        except (TrifleError, OSError) as error:
+            findings.append(Finding(what, "error", str(error)))
+    return findings
+
+
+def _store(archive: Archive) -> Iterator[tuple[str, str]]:
+    start = time.perf_counter()
+    archive.store.check()
+    yield "success", f"a test write and read took {(time.perf_counter() - start) * 1000:.1f} ms"
+
+
+def _index(archive: Archive) -> Iterator[tuple[str, str]]:
+    start = time.perf_counter()
+    record = _test_record()
+    archive.index.check()
+    archive.index.put([record])
+    try:
+        found = archive.index.find(record.reference)
+    finally:
+        archive.index.delete([record.reference])
+    if found is None or found.key != record.key or found.tags != record.tags:
+        yield "error", "a record that was written did not come back as it was"
+    else:
+        yield "success", f"a test write and read took {(time.perf_counter() - start) * 1000:.1f} ms"
+
+
+def _test_record() -> TraceRecord:
+    """A record that nobody takes for a trace of theirs: of 2000, expired, gone at once."""
+    then = datetime(2000, 1, 1, tzinfo=timezone.utc)
+    key = "trifle/doctor"
+    record = TraceRecord(
+        reference=new_reference(),
+        key=key,
+        segments=segments(key),
+        first_at=then,
+        last_at=then,
+        retention=1,
+        expires_at=then,
+    )
+
+
+def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
+    root = archive.spool
+    if root is None:
+        yield "warning", "there is none: what waits for this archive waits in memory"
+        return
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=root) as file:
+        file.write(b"check")
+    waiting = [path for path in root.iterdir() if path.is_dir() and path.name != ASIDE]
+    size = sum(map(size_of, waiting))
+    yield "success", f"{root} can be written; {size:,} bytes of {len(waiting)} processes wait in it"
+    oldest = min((path.stat().st_mtime for owner in waiting for path in owner.glob("*/record.json")), default=None)
+    if oldest is not None and time.time() - oldest > OLD.total_seconds():
+        hours = (time.time() - oldest) / 3600
+        yield (
+            "warning",
+            f"something has waited there for {hours:.0f} hours; `trifle-otel recover` ships it, or says why not",
+        )
+    aside = root / ASIDE
+    if aside.is_dir() and any(aside.iterdir()):
+        yield "warning", f"{len(list(aside.iterdir()))} traces could not be shipped and lie in {aside}"
+
+
+def _permissions(archive: Archive) -> Iterator[tuple[str, str]]:
+    folders = [path for path in (_local_folder(archive), archive.spool) if path is not None and path.is_dir()]
+    if os.name == "nt" or not folders:
+        return
+    for folder in folders:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & 0o077:
+            yield (
+                "warning",
+                f"others on this machine may open {folder} (mode {mode:o}); `chmod 700` it unless that is meant",
+            )
+        else:
+            yield "success", f"{folder} is its owner's alone"
+
+
+def _clock(archive: Archive) -> Iterator[tuple[str, str]]:
+    folder = _local_folder(archive) or archive.spool
+    if folder is None or not folder.is_dir():
+        return
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        skew = os.fstat(file.fileno()).st_mtime - time.time()
+    if abs(skew) > MAX_SKEW:
+        yield "warning", f"the clock of {folder}'s file system differs from ours by {skew:.0f} s; set both by NTP"
+    else:
+        yield "success", f"ours and that of {folder}'s file system agree"
+
+
+def _local_folder(archive: Archive) -> Path | None:
+    url = urlsplit(archive.url)
+    return Path(unquote(url.path)) if url.scheme == "file" else None
+
+
+_LOOKS: dict[str, Callable[[Archive], Iterator[tuple[str, str]]]] = {
+    "archive": _store,
+    "index": _index,
+    "spool": _spool,
+    "permissions": _permissions,
+    "clock": _clock,
+}
+
+
+def as_json(finding: Finding) -> str:
+    """A finding as one line of JSON."""
+    return json.dumps({"what": finding.what, "state": finding.state, "message": finding.message}, ensure_ascii=False)
