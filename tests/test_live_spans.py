@@ -267,17 +267,18 @@ def test_the_state_of_a_block_is_on_its_span(sdk: Sdk) -> None:
     assert len(found["x" * 10].encode()) <= 32
 
 
-def test_artifacts_are_events(sdk: Sdk) -> None:
+@pytest.mark.parametrize("name", ["pages/ü.html", "page.html"])
+def test_artifacts_are_events(sdk: Sdk, name: str) -> None:
     """An artifact's event has its name, its size in bytes, and where it is in the archive."""
     with trifle.tracer("a/job"), trifle.block("Step"):
-        trifle.artifact("pages/ü.html", "größe")
+        trifle.artifact(name, "größe")
         trifle.artifact("missing", Path("nowhere"))
     reference = sdk.record.reference
     assert events(sdk.named("Step"), "trifle.artifact") == [
         {
-            "trifle.artifact": "pages/ü.html",
+            "trifle.artifact": name,
             "trifle.artifact_size": 7,
-            "trifle.artifact_ref": f"{reference}/artifacts/pages/ü.html",
+            "trifle.artifact_ref": f"{reference}/artifacts/{name}",
             "trifle.line": 3,
         }
     ]
@@ -312,6 +313,8 @@ def test_numbers_are_right_where_threads_record_at_once(sdk: Sdk) -> None:
     def work(job: Any, name: str) -> None:
         with trifle.attach(job):
             barrier.wait()
+            for number in range(500):
+                trifle.trace(f"{name} first {number}")
             for number in range(25):
                 trifle.trace(f"{name} line {number}")
                 with trifle.block(f"{name} block {number}") as step:
@@ -330,7 +333,7 @@ def test_numbers_are_right_where_threads_record_at_once(sdk: Sdk) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(sdk.blocks) == 100
-    assert len(sdk.entries) == 1 + 4 * 25 * 5
+    assert len(sdk.entries) == 1 + 4 * (500 + 25 * 5)
     assert_lines_are_where_they_say(sdk)
     assert_every_line_is_accounted_for(sdk)
 
@@ -351,6 +354,22 @@ def test_lines_of_a_task_that_outlives_its_block_go_to_the_block_around_it(sdk: 
     assert texts(sdk.named("Late block")) == ["later"]
     numbers = [event["trifle.line"] for event in events(sdk.root, "trifle.text")]
     assert [sdk.entries[number - 1].message for number in numbers] == texts(sdk.root)
+    assert_every_line_is_accounted_for(sdk)
+
+
+def test_lines_of_a_spanless_block_that_outlives_its_outer_one_go_further_out(sdk: Sdk) -> None:
+    """A block without a span puts its lines on the nearest span that is still open."""
+    sdk.configure(max_spans=1)
+    with trifle.tracer("a/job"):
+        with trifle.block("Outer"), trifle.block("Inner"):
+            inside = get_current()
+            trifle.trace("in time")
+        before = get_current()
+        attach(inside)
+        trifle.trace("late")
+        attach(before)
+    assert texts(sdk.named("Outer")) == ["in time"]
+    assert texts(sdk.root)[-1] == "late"
     assert_every_line_is_accounted_for(sdk)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -108,6 +109,24 @@ def test_two_exceptions_on_one_way_are_two_events(sdk: Sdk) -> None:
                 raise RuntimeError("second") from error
 
     with pytest.raises(RuntimeError):
+        run()
+    assert exceptions(sdk) == [("Inner", "first"), ("Outer", "second")]
+
+
+def test_an_exception_in_the_place_of_one_that_was_let_go_of_is_an_event(sdk: Sdk) -> None:
+    """One of the same class, which lies where the other lay in memory, but raised elsewhere, is told."""
+
+    def run() -> None:
+        with trifle.tracer("a/job"), trifle.block("Outer"):
+            first = ValueError("first")
+            place = id(first)
+            with contextlib.suppress(ValueError):
+                fail_in("Inner", first)
+            del first
+            fresh = [ValueError("second") for _ in range(1000)]
+            raise next((error for error in fresh if id(error) == place), fresh[0])
+
+    with pytest.raises(ValueError, match="second"):
         run()
     assert exceptions(sdk) == [("Inner", "first"), ("Outer", "second")]
 

@@ -407,6 +407,27 @@ def test_many_small_lines_use_most_of_the_budget(monkeypatch: pytest.MonkeyPatch
     assert_every_line_is_accounted_for(sdk)
 
 
+@pytest.mark.parametrize("budget", range(10_000, 20_000, 1_000))
+def test_lines_that_just_fit_or_just_do_not_stay_within_the_budget(budget: int) -> None:
+    """A hundred lines of the largest size for their text, under budgets that are around what they take."""
+    sdk = Sdk().configure(events_budget=budget)
+    with trifle.tracer("a/job"):
+        for _ in range(100):
+            trifle.trace("Loading", state="x" * 32)
+    assert budget * 0.9 < event_bytes(sdk.spans) <= budget or len(texts(sdk.root)) == 101
+    assert event_bytes(sdk.spans) <= budget
+    assert_every_line_is_accounted_for(sdk)
+
+
+def test_errors_may_take_what_ordinary_lines_must_leave(sdk: Sdk) -> None:
+    """Of 64 KiB the lines of one block get 24 KiB, its errors 48 KiB; the last quarter is the trace's own."""
+    sdk.configure(events_budget=64 * KIB)
+    with trifle.tracer("a/job"), trifle.block("Step"):
+        for number in range(20):
+            trifle.trace(f"{number:02}" + "x" * 1998, state="error" if number >= 4 else "success")
+    assert [text[:2] for text in texts(sdk.named("Step"))] == [f"{number:02}" for number in range(4, 20)]
+
+
 def test_within_the_budget_errors_and_warnings_come_first_too() -> None:
     """A span whose lines take too much shows its errors and warnings, then the beginning and the end."""
     sdk = Sdk().configure(events_budget=40_000)

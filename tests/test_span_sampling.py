@@ -256,6 +256,17 @@ def test_a_fault_of_the_application_s_telemetry_stops_neither_job_nor_archive(pr
     assert {type(fault) for fault in faults} == {ValueError}
 
 
+def test_where_the_sampler_raises_the_archive_has_the_trace_id_of_what_is_around() -> None:
+    """The ids are made up, but a trace that a parent from elsewhere has begun is continued."""
+    sdk = Sdk(sampler=Only("raise")).configure()
+    before = get_current()
+    attach(remote_parent(True))
+    _, sent = run_a_job()
+    attach(before)
+    assert sdk.record.trace_id == "1" * 32
+    assert sent == f"00-{'1' * 32}-{'2' * 16}-01"
+
+
 def test_a_span_that_somebody_else_ended_takes_no_line_with_it(sdk: Sdk, caplog: pytest.LogCaptureFixture) -> None:
     """Its lines are counted as omitted, and nothing is set on a span that has ended."""
     with trifle.tracer("a/job"):

@@ -83,7 +83,7 @@ def _test_record() -> TraceRecord:
     """A record that nobody takes for a trace of theirs: of 2000, expired, gone at once."""
     then = datetime(2000, 1, 1, tzinfo=timezone.utc)
     key = "trifle/doctor"
-    record = TraceRecord(
+    return TraceRecord(
         reference=new_reference(),
         key=key,
         segments=segments(key),
