@@ -384,7 +384,7 @@ def _contents(source: object) -> bytes | Path:
     kind = type(source)
     if kind is bytes or issubclass(kind, Path):
         return cast("bytes | Path", source)
-    if issubclass(kind, os.PathLike):
+    if hasattr(kind, "__fspath__"):
         return Path(cast("os.PathLike[str]", source))
     if issubclass(kind, bytes | bytearray | memoryview):
         return bytes(cast(bytes, source))

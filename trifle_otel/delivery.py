@@ -114,11 +114,14 @@ class Delivery:
                 size = self._keep(held, recording, stored, source)
                 held.fresh.append(stored)
                 held.size += size
-            if cleanup and isinstance(source, Path):
-                source.unlink()
         except Exception as error:  # the source cannot be read, or neither disk nor memory takes it
             self.troubles.report("an artifact could not be kept", error)
             return -1
+        if cleanup and isinstance(source, Path):
+            try:
+                source.unlink()
+            except OSError as error:
+                self.troubles.report("an artifact's source could not be deleted", error)
         return size
 
     def flush(self, timeout: float) -> bool:

@@ -25,7 +25,7 @@ from trifle_otel import live_spans
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
 from trifle_otel.runtime import Runtime, announce
-from trifle_otel.settings import DEFAULT_RETENTION
+from trifle_otel.settings import DEFAULT_RETENTION, LONGEST_RETENTION
 from trifle_otel.values import jsonable, text_of
 
 FRAME: Final = create_key("trifle-frame")
@@ -54,7 +54,6 @@ class Frame:
 
     __slots__ = (
         "before",
-        "below",
         "events",
         "level",
         "message",
@@ -69,7 +68,6 @@ class Frame:
         "written",
     )
 
-    below: Frame | None  # what the context manager that opened it holds open below it
     before: Context  # what was current
     ours: Context  # what is current while it is open
 
@@ -93,9 +91,10 @@ class Frame:
 
     def leave(self) -> None:
         """End the block."""
-        self.close(self.state, None)
-        if get_current() is self.ours:
-            attach(self.before)
+        try:
+            self.close(self.state, None)
+        finally:
+            self.put_back()
 
     def returned(self, value: Any) -> None:
         """End the block of a function that returned `value`."""
@@ -110,11 +109,26 @@ class Frame:
             self.close(self.state, None)
         if get_current() is self.ours:
             attach(self.before)
+        else:
+            self.put_back()
 
     def leave_with(self, error: BaseException) -> None:
         """End the block that an exception leaves."""
-        self.close(ERROR, error)
-        if get_current() is self.ours:
+        try:
+            self.close(ERROR, error)
+        finally:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Make current what was before, where this frame is current, or what was left open in it."""
+        now = get_current()
+        if now is self.ours:
+            attach(self.before)
+            return
+        inner = now.get(FRAME)
+        while isinstance(inner, Frame) and inner is not self:
+            inner = inner.parent or inner.before.get(FRAME)
+        if inner is self:
             attach(self.before)
 
     def close(self, state: str, error: BaseException | None) -> None:
@@ -160,8 +174,8 @@ class RootFrame(Frame):
             self.recording.end(error)
         except Exception as fault:  # ours: it must not stand in for the job's own outcome
             self.recording.runtime.troubles.report("a trace could not be ended", fault)
-        if get_current() is self.ours:
-            attach(self.before)
+        finally:
+            self.put_back()
 
 
 class Recording:
@@ -307,9 +321,9 @@ class Recording:
                 days = setting(self) if callable(setting) else setting
                 if days is None:
                     self.ignored = True
-                self.retention = DEFAULT_RETENTION if days is None else int(days)
+                self.retention = DEFAULT_RETENTION if days is None else whole_days(days)
             except Exception as error:  # users' code: the trace is kept all the same
-                self.runtime.troubles.report("the retention callable raised", error)
+                self.runtime.troubles.report("the retention callable raised, or gave no number of days", error)
                 self.retention = DEFAULT_RETENTION
         return self.retention
 
@@ -336,6 +350,13 @@ class Recording:
         self.packing = threading.RLock()
         self.lines = None
         self.open = {}
+
+
+def whole_days(given: object) -> int:
+    """A retention. Raises `ValueError` for what is no number of days."""
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= LONGEST_RETENTION:
+        return int(given)
+    raise ValueError(f"retention={given!r} is not whole days from 1 to {LONGEST_RETENTION}")
 
 
 def put(frame: Frame, message: str, state: str, kind: str | int) -> None:
@@ -375,15 +396,16 @@ def open_block(outer: Frame, context: Context, message: str, state: str, head: b
     frame = Frame(outer, recording, outer.level + 1, message, state)
     now = time_ns()
     frame.before = context
-    recording.open[frame] = frame
+    if recording.spans is not None:
+        context = live_spans.open_block(frame, outer, context, now)
+    frame.ours = ours = Context({**context, FRAME: frame})
     if recording.spans is None:
         lines.append((now, message, state, OPEN_HEAD if head else OPEN, frame))
         if len(lines) > recording.overflow:
             spill(recording)
     else:
-        context = live_spans.open_block(frame, outer, context, now)
         recording.note((now, message, state, OPEN_HEAD if head else OPEN, frame), None)
-    frame.ours = ours = Context({**context, FRAME: frame})
+    recording.open[frame] = frame  # after its line: an error in between, of recursion say, leaves no end without start
     attach(ours)
     return frame
 

@@ -45,15 +45,18 @@ class Sink(Protocol):
 
     def artifact(self, recording: Recording, name: str, source: bytes | Path, cleanup: bool) -> int:
         """Keep an artifact; gives its size in bytes, or -1 where it could not be kept (which is counted)."""
+        ...
 
     def uri(self, recording: Recording) -> str | None:
         """URI of the trace's folder in the archive."""
 
     def flush(self, timeout: float) -> bool:
         """Ship what waits; True when all of it is shipped in time."""
+        ...
 
     def shutdown(self, timeout: float) -> bool:
         """Ship what waits and stop; True when all of it is shipped in time."""
+        ...
 
 
 class Troubles:

@@ -240,7 +240,22 @@ class StoreContract:
 
 
 class IndexContract:
-    """What every index does."""
+    """What every index does.
+
+    Attributes:
+        tick: the smallest step of time that the index keeps; times are rounded down to it.
+    """
+
+    tick: timedelta = timedelta(microseconds=1)
+
+    def kept(self, record: TraceRecord) -> TraceRecord:
+        """A record with its times as the index keeps them."""
+        times = ("first_at", "last_at", "expires_at")
+        return replace(record, **{name: _rounded(getattr(record, name), self.tick) for name in times})
+
+    def sample(self, **changes: Any) -> TraceRecord:
+        """A `sample_record` with its times as the index keeps them."""
+        return self.kept(sample_record(**changes))
 
     @pytest.fixture
     def index(self) -> Index:
@@ -260,19 +275,20 @@ class IndexContract:
     )
     def test_a_record_is_found_as_it_was_put(self, index: Index, record: TraceRecord) -> None:
         """Every field of a record is given back with the value that it was put with."""
+        record = self.kept(record)
         index.put([record])
         assert index.find(record.reference) == record
         assert index.search(Query()) == [record]
 
     def test_an_unknown_reference_is_none(self, index: Index) -> None:
         """Nothing is found under a reference that was never put."""
-        index.put([sample_record()])
+        index.put([self.sample()])
         assert index.find("01KDYAK3SEABCDEFGHJKMNPQRT") is None
         assert index.find("") is None
 
     def test_nothing_to_put_or_delete_does_no_harm(self, index: Index) -> None:
         """Empty batches, and unknown references to delete, change nothing."""
-        record = sample_record()
+        record = self.sample()
         index.put([record])
         index.put([])
         index.delete([])
@@ -281,7 +297,7 @@ class IndexContract:
 
     def test_a_later_record_replaces_in_every_search(self, index: Index) -> None:
         """After a trace has ended it is found by its new state, tags and duration, and no longer by its old ones."""
-        running = sample_record(state="running", tags=("early",), duration=5, parts=1)
+        running = self.sample(state="running", tags=("early",), duration=5, parts=1)
         ended = replace(running, state="error", tags=("late",), duration=50_000, parts=3)
         index.put([running])
         index.put([ended])
@@ -292,7 +308,7 @@ class IndexContract:
 
     def test_a_running_record_never_replaces_a_finished_one(self, index: Index) -> None:
         """A batch that comes again after a crash does not bring a finished trace back to life."""
-        ended = sample_record(state="success", parts=2)
+        ended = self.sample(state="success", parts=2)
         running = replace(ended, state="running", parts=9)
         index.put([ended])
         index.put([running])
@@ -302,7 +318,7 @@ class IndexContract:
 
     def test_of_running_records_fewer_parts_never_replace_more(self, index: Index) -> None:
         """Of two records of a running trace that with more parts stays; with as many parts, the later one."""
-        three = sample_record(state="running", parts=3, length=30)
+        three = self.sample(state="running", parts=3, length=30)
         index.put([three])
         index.put([replace(three, parts=2, length=20)])
         assert index.find(three.reference) == three
@@ -311,30 +327,32 @@ class IndexContract:
 
     def test_the_later_of_a_batch_counts(self, index: Index) -> None:
         """Where a batch holds a reference more than once, the last record that may replace the others is kept."""
-        first, second = sample_record(duration=1), sample_record(duration=2)
+        first, second = self.sample(duration=1), self.sample(duration=2)
         index.put([replace(first, state="running", parts=1), first, second, replace(first, state="running", parts=9)])
         assert index.search(Query()) == [second]
 
     def test_ties_are_ordered_by_reference(self, index: Index) -> None:
         """Of traces that began in the same microsecond the highest reference comes first, and pages go through them."""
-        records = [sample_record(reference=f"ref-{name}") for name in "bdacfe"]
+        records = [self.sample(reference=f"ref-{name}") for name in "bdacfe"]
         index.put(records)
         found = [record.reference for page in pages(index, Query(limit=2)) for record in page]
         assert found == ["ref-f", "ref-e", "ref-d", "ref-c", "ref-b", "ref-a"]
 
     def test_time_bounds(self, index: Index) -> None:
-        """`since` is inclusive and `until` exclusive, to the microsecond."""
-        tick = timedelta(microseconds=1)
-        records = [sample_record(reference=f"ref-{n}", first_at=START + n * tick) for n in range(4)]
+        """`since` is inclusive and `until` exclusive, to the tick, and in between to the microsecond."""
+        start, tick = self.sample().first_at, self.tick
+        records = [self.sample(reference=f"ref-{n}", first_at=start + n * tick) for n in range(4)]
         index.put(records)
-        assert index.search(Query(since=START + tick, until=START + 3 * tick)) == [records[2], records[1]]
-        assert index.search(Query(since=START + 3 * tick)) == [records[3]]
-        assert index.search(Query(until=START)) == []
+        assert index.search(Query(since=start + tick, until=start + 3 * tick)) == [records[2], records[1]]
+        assert index.search(Query(since=start + 3 * tick)) == [records[3]]
+        assert index.search(Query(until=start)) == []
+        assert index.search(Query(until=start + timedelta(microseconds=1))) == [records[0]]
+        assert index.search(Query(since=start + 2 * tick + timedelta(microseconds=1))) == [records[3]]
 
     def test_segments_match_whole(self, index: Index) -> None:
         """A segment finds its key and what lies below it, never a key that only begins alike."""
         keys = ("a", "a/b", "a/bc", "ab", "a/b/c")
-        index.put([sample_record(reference=f"ref-{key}", key=key) for key in keys])
+        index.put([self.sample(reference=f"ref-{key}", key=key) for key in keys])
         assert {record.key for record in index.search(Query(segment="a/b"))} == {"a/b", "a/b/c"}
         assert {record.key for record in index.search(Query(segment="a"))} == {"a", "a/b", "a/bc", "a/b/c"}
         assert index.search(Query(segment="b")) == []
@@ -342,7 +360,7 @@ class IndexContract:
     def test_tags_of_a_search_are_or_and_and(self, index: Index) -> None:
         """`any_tags` asks for one of them, `all_tags` for each; both at once must hold; a trace comes once."""
         tagged = {"x": ("p", "q", "r"), "y": ("p",), "z": ("q", "s"), "none": ()}
-        index.put([sample_record(reference=name, tags=tags) for name, tags in tagged.items()])
+        index.put([self.sample(reference=name, tags=tags) for name, tags in tagged.items()])
 
         def found(**query: Any) -> list[str]:
             return [record.reference for record in index.search(Query(**query))]
@@ -357,7 +375,7 @@ class IndexContract:
         """All traces of one OpenTelemetry trace are found, newest first, other filters and pages included."""
         ids = ("a" * 32, "b" * 32)
         records = [
-            sample_record(
+            self.sample(
                 reference=f"ref-{n}",
                 context={"trace_id": ids[n % 2]},
                 duration=n,
@@ -374,15 +392,16 @@ class IndexContract:
         assert index.search(Query(trace_id="c" * 32)) == []
 
     def test_a_position_finer_than_a_microsecond(self, index: Index) -> None:
-        """A cursor of another index may stand between two microseconds: what comes after it is complete."""
-        records = [sample_record(reference=f"ref-{n}", first_at=START + timedelta(microseconds=n)) for n in range(3)]
+        """A cursor of another index may stand between two ticks of this one: what comes after it is complete."""
+        start, tick = self.sample().first_at, self.tick
+        records = [self.sample(reference=f"ref-{n}", first_at=start + n * tick) for n in range(3)]
         index.put(records)
-        nanoseconds = (START - _EPOCH) // timedelta(microseconds=1) * 1000 + 1500
+        nanoseconds = (start - _EPOCH) // timedelta(microseconds=1) * 1000 + tick // timedelta(microseconds=1) * 1500
         assert index.search(Query(after=Position(nanoseconds, "zzz"))) == [records[1], records[0]]
 
     def test_deleted_records_are_gone_from_every_search(self, index: Index) -> None:
         """A record that was deleted is found no more, by whatever it was found before, and others stay."""
-        gone, stays = sample_record(reference="gone"), sample_record(reference="stays")
+        gone, stays = self.sample(reference="gone"), self.sample(reference="stays")
         index.put([gone, stays])
         index.delete(["gone", "unknown"])
         assert index.find("gone") is None
@@ -397,16 +416,17 @@ class IndexContract:
 
     def test_expired_records(self, index: Index) -> None:
         """A record is expired from `expires_at` on, each by its own; no more than asked for are given."""
-        records = [sample_record(reference=f"ref-{n}", expires_at=START + timedelta(days=n)) for n in range(5)]
+        start = self.sample().first_at
+        records = [self.sample(reference=f"ref-{n}", expires_at=start + timedelta(days=n)) for n in range(5)]
         index.put(records)
-        by_reference = sorted(index.expired(START + timedelta(days=2)), key=lambda record: record.reference)
+        by_reference = sorted(index.expired(start + timedelta(days=2)), key=lambda record: record.reference)
         assert by_reference == records[:3]
-        assert index.expired(START - timedelta(microseconds=1)) == []
-        assert len(index.expired(START + timedelta(days=9), limit=2)) == 2
+        assert index.expired(start - timedelta(microseconds=1)) == []
+        assert len(index.expired(start + timedelta(days=9), limit=2)) == 2
 
     def test_setup_and_check_harm_nothing(self, index: Index) -> None:
         """Setting up again, checking and repairing leave the records."""
-        record = sample_record()
+        record = self.sample()
         index.put([record])
         index.setup()
         index.check()
@@ -416,11 +436,11 @@ class IndexContract:
     def test_random_records_and_searches(self, index: Index) -> None:
         """Two hundred searches over random records find what a plain list of them says, page by page."""
         chance = random.Random(20_261_124)
-        records = [random_record(chance, number) for number in range(150)]
+        records = [self.kept(random_record(chance, number, self.tick)) for number in range(150)]
         for start in range(0, 150, 77):
             index.put(records[start : start + 77])
         for _ in range(200):
-            query = random_query(chance)
+            query = random_query(chance, self.tick)
             wanted = expected(records, query)
             found = list(pages(index, query))
             assert [record for page in found for record in page] == wanted
@@ -428,7 +448,7 @@ class IndexContract:
 
     def test_threads_may_use_it_at_once(self, index: Index) -> None:
         """Threads that put and search at once see whole records, and nothing is lost."""
-        batches = [[sample_record(reference=f"{n}-{m}", first_at=START) for m in range(20)] for n in range(8)]
+        batches = [[self.sample(reference=f"{n}-{m}", first_at=START) for m in range(20)] for n in range(8)]
         run_at_once([lambda batch=batch: (index.put(batch), index.search(Query(limit=5))) for batch in batches])
         assert len(index.search(Query(limit=1000))) == 160
 
@@ -486,8 +506,8 @@ def pages(index: Index, query: Query) -> Iterable[list[TraceRecord]]:
         query = replace(query, after=Position(nanoseconds, last.reference))
 
 
-def random_record(chance: random.Random, number: int) -> TraceRecord:
-    """A record with values that repeat, ties on `first_at` included."""
+def random_record(chance: random.Random, number: int, tick: timedelta = timedelta(microseconds=1)) -> TraceRecord:
+    """A record with values that repeat, ties on `first_at` included, which is one of forty ticks."""
     return sample_record(
         reference=f"{chance.randrange(16):x}{number:05d}",
         key="/".join(chance.choice("abc") for _ in range(chance.randint(1, 3))),
@@ -495,19 +515,23 @@ def random_record(chance: random.Random, number: int) -> TraceRecord:
         tags=tuple(sorted(chance.sample("pqrs", chance.randrange(4)))),
         duration=chance.choice((0, 9, 10, 11, 999, 1_000, 5_000, 10**7)),
         context={"trace_id": chance.choice("xyz") * 32} if chance.random() < 0.7 else {},
-        first_at=START + timedelta(microseconds=chance.randrange(40)),
+        first_at=START + chance.randrange(40) * tick,
     )
 
 
-def random_query(chance: random.Random) -> Query:
+def _rounded(moment: datetime, tick: timedelta) -> datetime:
+    return moment - (moment - _EPOCH) % tick
+
+
+def random_query(chance: random.Random, tick: timedelta = timedelta(microseconds=1)) -> Query:
     """A search with one to four conditions of `random_record`'s values."""
     conditions: dict[str, Any] = {
         "segment": chance.choice(("a", "a/b", "b/c/a", "c")),
         "any_tags": tuple(chance.sample("pqrs", chance.randint(1, 3))),
         "all_tags": tuple(chance.sample("pqrs", chance.randint(1, 2))),
         "state": chance.choice(("running", "success", "warning", "error")),
-        "since": START + timedelta(microseconds=chance.randrange(40)),
-        "until": START + timedelta(microseconds=chance.randrange(40)),
+        "since": START + chance.randrange(40) * tick,
+        "until": START + chance.randrange(40) * tick,
         "min_duration": chance.choice((0, 10, 11, 1_000, 2_000, 10**9)),
         "trace_id": chance.choice("xyz") * 32,
     }

@@ -43,6 +43,7 @@ _TRIES = 4
 _STALLED_SECONDS = STATEMENT_SECONDS + 5  # a server that has not even cancelled the statement by then
 _SETUP_LOCK_SECONDS = 2
 _PROBE = "trifle-otel-check"
+_WRONG = ("28", "3D", "3F", "42", "23")  # classes of errors: logins, databases, schemas, tables and rights, their shape
 # What the server says about a login comes without a code, in its own language; what is not known here may pass.
 _REFUSED = re.compile(
     r"password authentication failed|no password supplied|authentication failed|no pg_hba\.conf entry"
@@ -156,11 +157,8 @@ class PostgresIndex(Index):
         self._call(self._probe)
 
     def close(self) -> None:
-        """Close the connections that are idle; those in use close with their call's end."""
-        with self._lock:
-            idle, self._idle = self._take_idle(), []
-        for connection in idle:
-            connection.close()
+        """Close the connections that are idle."""
+        self._drop_idle()
 
     def _read(self, statement: Callable[[Rows], tuple[sql.Composed, list[Any]]]) -> list[TraceRecord]:
         def read(connection: _Connection) -> list[TraceRecord]:
@@ -177,7 +175,14 @@ class PostgresIndex(Index):
     def _probe(self, connection: _Connection) -> None:
         now = datetime.now(remote.EPOCH.tzinfo)
         record = TraceRecord(
-            reference=_PROBE, key=_PROBE, segments=(), state=RUNNING, first_at=now, last_at=now, retention=0, expires_at=now
+            reference=_PROBE,
+            key=_PROBE,
+            segments=(),
+            state=RUNNING,
+            first_at=now,
+            last_at=now,
+            retention=0,
+            expires_at=now,
         )
         with connection.transaction(force_rollback=True):
             self._put(connection, [record])
@@ -232,15 +237,15 @@ class PostgresIndex(Index):
     def _call(self, work: Callable[[_Connection], _Result]) -> _Result:
         """Do work that does no harm when it is done twice, again where that may help at once."""
         for tried in range(1, _TRIES + 1):
+            idle = self._idle_connection()
             try:
-                return self._once(work)
+                return self._once(idle or self._connect(), work)
             except psycopg.Error as error:
-                if tried == _TRIES or not self._may_help(error):
+                if tried == _TRIES or not self._may_help(error, idle is not None):
                     raise self._translated(error) from error
         raise AssertionError("not reached")
 
-    def _once(self, work: Callable[[_Connection], _Result]) -> _Result:
-        connection = self._idle_connection() or self._connect()
+    def _once(self, connection: _Connection, work: Callable[[_Connection], _Result]) -> _Result:
         try:
             result = work(connection)
         except BaseException:
@@ -254,15 +259,16 @@ class PostgresIndex(Index):
         connection.close()
         return result
 
-    def _may_help(self, error: psycopg.Error) -> bool:
+    def _may_help(self, error: psycopg.Error, was_idle: bool) -> bool:
         if isinstance(error, (errors.UndefinedTable, errors.UndefinedColumn)):
             self._rows = None  # it was dropped or changed
             return True
         if isinstance(error, (errors.DeadlockDetected, errors.SerializationFailure)):
             return True
-        if isinstance(error, psycopg.OperationalError) and not isinstance(error, _Stalled):
-            # What was idle while the server was restarted is of no use; only then is there something to throw away.
-            return self._drop_idle()
+        is_lost = isinstance(error, psycopg.OperationalError) and (error.sqlstate or "08").startswith(("08", "57P"))
+        if was_idle and is_lost and not isinstance(error, _Stalled):
+            self._drop_idle()  # the server was restarted in the meantime: the others are of no use either
+            return True
         return False
 
     def _connect(self) -> _Connection:
@@ -273,12 +279,11 @@ class PostgresIndex(Index):
             idle = self._take_idle()
             return idle.pop() if idle else None
 
-    def _drop_idle(self) -> bool:
+    def _drop_idle(self) -> None:
         with self._lock:
             idle, self._idle = self._take_idle(), []
         for connection in idle:
             connection.close()
-        return bool(idle)
 
     def _take_idle(self) -> list[_Connection]:
         """The idle connections of this process. The lock is held."""
@@ -291,7 +296,7 @@ class PostgresIndex(Index):
         where = f"the index {remote.shown(self._url)}"
         said = remote.without_secrets(_first_line(error), self._url)
         code = error.sqlstate or ""
-        if code.startswith(("28", "3D", "42", "23")) or (not code and _REFUSED.search(str(error))):
+        if code.startswith(_WRONG) or (not code and _REFUSED.search(str(error))):
             return ConfigurationError(f"{where} cannot be used: {said}")
         if isinstance(error, psycopg.DataError):
             return DamagedArchive(f"{where} holds or was given what cannot be taken: {said}")
