@@ -17,11 +17,16 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 PATIENCE = 30.0  # seconds for a server to come up or down
 FERRETDB = "ferretdb-v1.24.2"
+
+
+_Server = TypeVar("_Server", bound="Server")
 
 
 class ServerMissing(Exception):
@@ -168,6 +173,15 @@ class FerretDB(Server):
         return f"mongodb://127.0.0.1:{self.port}/{database}"
 
 
+@contextmanager
+def removing(server: _Server) -> Iterator[_Server]:
+    """Remove a server at the end of a `with`."""
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
 @functools.cache
 def postgres() -> Postgres:
     """The session's PostgreSQL. Raises `ServerMissing`."""
@@ -219,7 +233,7 @@ def unprivileged_user() -> str:
     return "postgres" if "postgres" in names else "nobody"
 
 
-def as_user(name: str | None) -> dict[str, object]:
+def as_user(name: str | None) -> dict[str, Any]:
     """What `subprocess` is told so that a program runs as somebody else."""
     if name is None:
         return {}

@@ -9,14 +9,7 @@ import pytest
 from opentelemetry import trace as otel
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
-from spans import (
-    Sdk,
-    assert_every_line_is_accounted_for,
-    attributes,
-    events,
-    lines,
-    texts,
-)
+from spans import Sdk, assert_every_line_is_accounted_for, attributes, events, lines, texts
 
 import trifle_otel as trifle
 from trifle_otel import conventions

@@ -86,8 +86,7 @@ class LiveSpans:
         "value",
     )
 
-    def __init__(self, runtime: Runtime, root: RootSpan) -> None:
-        del root
+    def __init__(self, runtime: Runtime) -> None:
         settings = runtime.settings
         self.tracer = _source(runtime).tracer
         self.redactor = runtime.redactor

@@ -29,6 +29,7 @@ from trifle_otel.settings import DEFAULT_RETENTION, LONGEST_RETENTION
 from trifle_otel.values import jsonable, text_of
 
 FRAME: Final = create_key("trifle-frame")
+NOWHERE: Final = Context()
 
 # What a line is. `text`, `head` and `raw` are types of the format; a block's lines are stored as
 # one item for its opening and one for its closing and result, and a whole number is the size of an artifact.
@@ -109,6 +110,7 @@ class Frame:
             self.close(self.state, None)
         if get_current() is self.ours:
             attach(self.before)
+            self.ours = self.before = NOWHERE
         else:
             self.put_back()
 
@@ -122,14 +124,18 @@ class Frame:
     def put_back(self) -> None:
         """Make current what was before, where this frame is current, or what was left open in it."""
         now = get_current()
-        if now is self.ours:
-            attach(self.before)
-            return
-        inner = now.get(FRAME)
-        while isinstance(inner, Frame) and inner is not self:
-            inner = inner.parent or inner.before.get(FRAME)
-        if inner is self:
-            attach(self.before)
+        if now is not self.ours:
+            inner = now.get(FRAME)
+            while isinstance(inner, Frame) and inner is not self:
+                inner = inner.parent or inner.before.get(FRAME)
+            if inner is not self:
+                return self._let_go()
+        attach(self.before)
+        return self._let_go()
+
+    def _let_go(self) -> None:
+        """Break the circle of a frame and the context that holds it: what is left goes without the collector."""
+        self.ours = self.before = NOWHERE
 
     def close(self, state: str, error: BaseException | None) -> None:
         """Record the block's closing line and result; once, whoever comes first."""
@@ -176,6 +182,7 @@ class RootFrame(Frame):
             self.recording.runtime.troubles.report("a trace could not be ended", fault)
         finally:
             self.put_back()
+            vars(self.recording).pop("root", None)
 
 
 class Recording:
@@ -234,9 +241,9 @@ class Recording:
         root = self.root = RootFrame(None, self, 0, self.key, SUCCESS)
         root.span_id = span.span_id
         if span.recording:
-            self.spans = live_spans.LiveSpans(self.runtime, span)
+            self.spans = live_spans.LiveSpans(self.runtime)
             root.span = span.span
-            root.events = live_spans.Pending()
+            root.events = live_spans.Pending(self.spans.places)
         self.context.update(trace_id=span.trace_id, span_id=span.span_id)
         _open[self] = None
         root.before = context
@@ -296,11 +303,11 @@ class Recording:
         if self.state == RUNNING:
             self.state = SUCCESS
         self.settle_retention()
+        with self.packing:
+            self.rest, self.lines = self.lines, None
         if self.spans is not None:
             live_spans.finish(self, error)
         _open.pop(self, None)
-        with self.packing:
-            self.rest, self.lines = self.lines, None
         sink = self.runtime.sink
         if sink is not None:
             sink.finish(self)
