@@ -37,13 +37,13 @@ import (
 	"github.com/FerretDB/FerretDB/ferretdb"
 )
 
-// Arguments: the address to listen on, and the folder for the databases.
+// Arguments: the address to listen on, and the URI of the folder for the databases.
 func main() {
 	server, err := ferretdb.New(&ferretdb.Config{
 		Listener:  ferretdb.ListenerConfig{TCP: os.Args[1]},
 		Logger:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 		Handler:   "sqlite",
-		SQLiteURL: "file:" + os.Args[2] + "/",
+		SQLiteURL: os.Args[2],
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -55,6 +55,7 @@ LAYERS = {
     "conventions": Layer(),
     "references": Layer("errors"),
     "strict_json": Layer("errors", "orjson"),
+    "shapes": Layer("strict_json", "msgspec"),
     "encoding": Layer("errors records references strict_json", "orjson isal"),
     "values": Layer("errors conventions strict_json encoding", "orjson"),
     "redaction_rules": Layer("errors"),
@@ -71,7 +72,7 @@ LAYERS = {
     "span_events": Layer(PLAIN, "opentelemetry-api"),
     "wrapping": Layer(f"{PLAIN} recording", "opentelemetry-api"),
     "calls": Layer(f"{PLAIN} recording live_spans wrapping", "opentelemetry-api"),
-    "packing": Layer(f"{PLAIN} recording"),
+    "packing": Layer(f"{PLAIN} recording shapes"),
     "metrics": Layer(PLAIN, "opentelemetry-api"),
     # spans of the SDK, in and out
     "assemble": Layer(PLAIN, "opentelemetry-api"),

@@ -543,3 +543,25 @@ def test_wrong_arguments_are_refused_when_configuring(arguments: dict[str, Any])
     """A pattern that does not compile, or an entry that is no text, says so at once."""
     with pytest.raises(UsageError):
         Redactor(**arguments)
+
+
+SECRETS_AND_NOISE = st.sampled_from(
+    [*SERIALISED, JWT, PEM, "4111 1111 1111 1111", "x\n4111111111111111", "\tpassword=hunter2", "fine", "9" * 16, ""]
+)
+STRUCTURES = st.recursive(
+    SECRETS_AND_NOISE | st.text(max_size=20) | st.integers() | st.sampled_from([4111111111111111, None, True, 1.5]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["password", "apiKey", "key", "token\n"]) | st.text(max_size=8), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(STRUCTURES)
+def test_the_look_at_a_whole_structure_misses_nothing(value: Any) -> None:
+    """Where one look at all of it finds nothing, neither does a look at each member."""
+    if REDACTOR._is_clean(value):
+        assert REDACTOR._structure(value) is value

@@ -88,21 +88,11 @@ def artifact_name(name: str) -> str:
 
 def encode_part(entries: list[dict[str, Any]], *, compress: bool = True) -> bytes:
     """The bytes of a part: a JSON array without a newline, as one gzip member that names no file and no time."""
-    data = to_json(entries)
-    return _compress(data) if compress else data
+    return finish_part(to_json(entries), compress=compress)
 
 
-def escaped_texts(texts: list[str]) -> list[bytes]:
-    """Each text as it stands between the quotes of JSON: for putting entries together without a dict for each.
-
-    Between two texts of an array stands `","`, and within one it cannot: a quote there follows a backslash.
-    """
-    return to_json(texts)[2:-2].split(b'","') if texts else []
-
-
-def join_part(pieces: list[bytes], *, compress: bool = True) -> bytes:
-    """The bytes of a part of entries that are JSON already, each piece one or more, with commas between."""
-    data = b"[%b]" % b",".join(pieces)
+def finish_part(data: bytes, *, compress: bool = True) -> bytes:
+    """The bytes of a part whose entries are a JSON array already."""
     return _compress(data) if compress else data
 
 

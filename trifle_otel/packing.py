@@ -10,12 +10,14 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import count
-from typing import Any
+from typing import NamedTuple
 
-from trifle_otel.encoding import artifact_name, clean_text, escaped_texts, from_json, join_part, part_name, to_json
+from trifle_otel.encoding import artifact_name, clean_text, finish_part, part_name
 from trifle_otel.recording import CLOSE, HEAD, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Line, Recording
-from trifle_otel.records import CLOSED, COUNTED_STATES, OPENED, RESULT, SUCCESS, TraceRecord
+from trifle_otel.records import CLOSED, OPENED, RESULT, SUCCESS, TraceRecord
 from trifle_otel.references import new_reference, segments
+from trifle_otel.shapes import Line as Entry
+from trifle_otel.shapes import Media, Offloaded, Shape, encode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 1_000_000_000
@@ -38,14 +40,17 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     texts = [line[1] for line in lines]
     if runtime.redactor is not None:
         texts = runtime.redactor.texts(texts)
-    pieces = _pieces(recording, lines, texts)
+    entries, data, tally = _written(lines, texts)
+    _count(recording, len(entries), tally)
     artifacts: dict[str, bytes] = {}
     limit = settings.payload_size_limit
     if max(map(len, texts), default=0) * 4 + 16 > limit:  # no character takes more than four bytes
-        artifacts = _offload(recording, pieces, limit)
+        artifacts = _offload(recording, entries, limit)
+        if artifacts:
+            data = encode(entries)
     recording.parts += 1
     compress = settings.gzip
-    return Part(part_name(recording.parts, compress=compress), join_part(pieces, compress=compress), artifacts)
+    return Part(part_name(recording.parts, compress=compress), finish_part(data, compress=compress), artifacts)
 
 
 def record_of(recording: Recording, state: str, now_ns: int) -> TraceRecord:
@@ -76,118 +81,115 @@ def record_of(recording: Recording, state: str, now_ns: int) -> TraceRecord:
     )
 
 
-def _pieces(recording: Recording, lines: list[Line], texts: list[str]) -> list[bytes]:
-    """The format's entries as JSON, a piece for each line: a block's opening is one entry, its closing two.
+def _written(lines: list[Line], texts: list[str]) -> tuple[list[Shape], bytes, Tally]:
+    """The entries of lines whose texts are screened, and their JSON; hostile text is made clean."""
+    try:
+        entries, tally = _entries(lines, texts)
+        data = encode(entries)
+        if b"\\" not in data or b"\\u0000" not in data:  # the one byte is found far faster, and is rarely there
+            return entries, data, tally
+    except ValueError:  # a lone surrogate: no encoding takes it
+        pass
+    clean = [(ns, text, clean_text(state), kind, frame) for ns, text, state, kind, frame in lines]
+    for line in clean:
+        line[4].written = clean_text(line[4].written or line[4].message)
+    entries, tally = _entries(clean, [clean_text(text) for text in texts])
+    return entries, encode(entries), tally
 
-    Written out by hand: a dict for each entry and a pass over all of them cost half as much again.
-    """
-    pieces: list[bytes] = []
-    add = pieces.append
-    closed = raw = heads = media = deepest = 0
+
+class Tally(NamedTuple):
+    """How many entries of each type there are (the rest is text), states that are not success, the deepest level."""
+
+    raw: int
+    heads: int
+    media: int
+    states: list[str]
+    deepest: int
+
+
+def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
+    """The format's entries: a block's opening is one, its closing two."""
+    entries: list[Shape] = []
+    add = entries.append
+    raw = heads = media = deepest = 0
     unusual: list[str] = []
-    for (ns, _, state, kind, frame), body in zip(lines, escaped_texts(texts), strict=True):
+    for (ns, _, state, kind, frame), text in zip(lines, texts, strict=True):
         at = ns // _SECOND
-        span = frame.tail or _identify(frame)
-        if state is SUCCESS:
-            word = b"success"
-        else:
-            word = _WORDS.get(state) or escaped_texts([state])[0]
+        span = frame.span_id or _identify(frame)
+        if state is not SUCCESS:
             unusual.append(state)
-        level = frame.level
         if kind is CLOSE:
-            closed += 1
-            where = b'"level":%d,"ns":%d,"span":%b' % (level - 1, ns, span)
-            message = frame.written or escaped_texts([frame.message])[0]
-            add(_CLOSING % (at, message, word, where, at, body, where))
+            level = frame.level - 1
+            add(Entry(at, (frame.written or frame.message) + CLOSED, state, TEXT, level, ns, span))
+            add(Entry(at, RESULT + text, SUCCESS, RAW, level, ns, span))
+            raw += 1
+        elif kind is OPEN:
+            frame.written = text
+            add(Entry(at, text + OPENED, state, TEXT, frame.level - 1, ns, span, _above(frame)))
         elif kind is TEXT:
+            level = frame.level
             if level > deepest:
                 deepest = level
-            add(_TEXT % (at, body, word, level, ns, span))
-        elif kind is OPEN or kind is OPEN_HEAD:
-            heads += kind is OPEN_HEAD
-            frame.written = body
-            outer = frame.parent
-            above = b"" if outer is None else outer.tail or _identify(outer)
-            add(_OPENING % (at, body, word, b"head" if kind is OPEN_HEAD else b"text", level - 1, ns, span, above))
+            add(Entry(at, text, state, TEXT, level, ns, span))
+        elif kind is OPEN_HEAD:
+            frame.written = text
+            heads += 1
+            add(Entry(at, text + OPENED, state, HEAD, frame.level - 1, ns, span, _above(frame)))
         elif kind is HEAD or kind is RAW:
             heads += kind is HEAD
             raw += kind is RAW
-            deepest = max(deepest, level)
-            add(_LINE % (at, body, word, b"head" if kind is HEAD else b"raw", level, ns, span))
+            deepest = max(deepest, frame.level)
+            add(Entry(at, text, state, str(kind), frame.level, ns, span))
         else:  # an artifact, of `kind` bytes
             media += 1
-            add(_MEDIA % (at, body, word, kind, ns, span))
-    recording.length += len(lines) + closed
-    _count(recording.counters, len(lines) + closed, unusual, (raw + closed, heads, media, deepest))
-    return pieces
+            add(Media(at, text, state, "media", int(kind), ns, span))
+    return entries, Tally(raw, heads, media, unusual, deepest)
 
 
-# An entry's keys stand in this order: Ruby's own, then ours. `span` ends the object, or `parent` does.
-_TEXT = b'{"at":%d,"message":"%b","state":"%b","type":"text","level":%d,"ns":%d,"span":%b}'
-_LINE = b'{"at":%d,"message":"%b","state":"%b","type":"%b","level":%d,"ns":%d,"span":%b}'
-_MEDIA = b'{"at":%d,"message":"%b","state":"%b","type":"media","size":%d,"ns":%d,"span":%b}'
-_OPENING = (
-    b'{"at":%d,"message":"%b'
-    + OPENED.encode()
-    + b'","state":"%b","type":"%b","level":%d,"ns":%d,"span":%b,"parent":%b}'
-)
-_CLOSING = (
-    b'{"at":%d,"message":"%b'
-    + CLOSED.encode()
-    + b'","state":"%b","type":"text",%b},{"at":%d,"message":"'
-    + RESULT.encode()
-    + b'%b","state":"success","type":"raw",%b}'
-)
-_WORDS = {state: state.encode() for state in COUNTED_STATES}
-
-
-def _count(counters: dict[str, Any], total: int, unusual: list[str], found: tuple[int, int, int, int]) -> None:
-    """Count `total` entries: `found` are the raw ones, heads, artifacts, and the deepest level; `unusual` states."""
-    raw, heads, media, deepest = found
-    states, types = counters["states"], counters["types"]
-    states["success"] += total - len(unusual)
-    for state in unusual:
-        if state in states:
-            states[state] += 1
-    types["raw"] += raw
-    types["head"] += heads
-    types["media"] += media
-    types["text"] += total - raw - heads - media
-    counters["max_level"] = max(counters["max_level"], deepest)
-
-
-def _offload(recording: Recording, pieces: list[bytes], limit: int) -> dict[str, bytes]:
+def _offload(recording: Recording, entries: list[Shape], limit: int) -> dict[str, bytes]:
     """Move messages of more than `limit` bytes into artifacts, as Trifle does."""
     artifacts: dict[str, bytes] = {}
     types: dict[str, int] = recording.counters["types"]
-    for at, piece in enumerate(pieces):
-        if len(piece) <= limit:
+    for at, entry in enumerate(entries):
+        if len(entry.message) * 4 <= limit or not isinstance(entry, Entry):
             continue
-        entries = []
-        for entry in from_json(b"[%b]" % piece):
-            data = entry["message"].encode()
-            if len(data) > limit and entry["type"] != "media":
-                name = f"part_row_{new_reference().lower()}.txt"
-                artifacts[artifact_name(name)] = data
-                types[entry["type"]] -= 1
-                types["media"] += 1
-                ours = {key: entry[key] for key in entry if key not in _STANDARD}
-                entry = {**entry, "message": name, "type": "media", "size": len(data)}
-                entry = {key: entry[key] for key in (*_STANDARD, "size")} | ours
-            entries.append(entry)
-        pieces[at] = to_json(entries)[1:-1]
+        data = entry.message.encode()
+        if len(data) > limit:
+            name = f"part_row_{new_reference().lower()}.txt"
+            artifacts[artifact_name(name)] = data
+            types[entry.type] -= 1
+            types["media"] += 1
+            entries[at] = Offloaded(
+                entry.at, name, entry.state, "media", entry.level, len(data), entry.ns, entry.span, entry.parent
+            )
     return artifacts
 
 
-_STANDARD = ("at", "message", "state", "type", "level")
+def _count(recording: Recording, total: int, tally: Tally) -> None:
+    """Count entries into the recording."""
+    counters = recording.counters
+    states, types = counters["states"], counters["types"]
+    states["success"] += total - len(tally.states)
+    for state in tally.states:
+        if state in states:
+            states[state] += 1
+    types["raw"] += tally.raw
+    types["head"] += tally.heads
+    types["media"] += tally.media
+    types["text"] += total - tally.raw - tally.heads - tally.media
+    counters["max_level"] = max(counters["max_level"], tally.deepest)
+    recording.length += total
 
 
-def _identify(frame: Frame) -> bytes:
-    """The id of a frame as JSON; made up for a block that has no span of its own."""
-    span = frame.span_id
-    if span is None:
-        span = frame.span_id = f"{next(_ids) & 0xFFFFFFFFFFFFFFFF:016x}"
-    frame.tail = found = f'"{span}"'.encode()
+def _above(frame: Frame) -> str | None:
+    """The id of the block around a block."""
+    outer = frame.parent
+    return None if outer is None else outer.span_id or _identify(outer)
+
+
+def _identify(frame: Frame) -> str:
+    """An id for a block that has no span of its own."""
+    frame.span_id = found = f"{next(_ids) & 0xFFFFFFFFFFFFFFFF:016x}"
     return found
 
 

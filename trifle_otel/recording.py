@@ -64,7 +64,6 @@ class Frame:
         "span",
         "span_id",
         "state",
-        "tail",
         "text",
         "written",
     )
@@ -82,8 +81,7 @@ class Frame:
         self.span: Any = None
         self.span_id: str | None = None
         self.events: live_spans.Pending | None = None
-        self.written: bytes | None = None  # what `packing` stored: the message, screened and escaped
-        self.tail: bytes | None = None  # and the id
+        self.written: str | None = None  # the message as it was stored, once it was
 
     def result(self, value: Any) -> Any:
         """Record the block's result, as it is now, and give it back."""

@@ -22,6 +22,7 @@ from trifle_otel.errors import UsageError
 from trifle_otel.records import CLOSED, OPENED, RESULT
 from trifle_otel.redaction_keys import KEY_LITERALS, Key, KeyRules, is_kept, slug, words_of
 from trifle_otel.redaction_rules import marker
+from trifle_otel.strict_json import to_json
 
 try:
     import ahocorasick_rs
@@ -105,9 +106,19 @@ class Redactor:
     def structure(self, value: Any) -> Any:
         """A JSON-able structure without its secrets, by key and by value; the same object when nothing matched."""
         try:
-            return self._structure(value)
+            return value if self._is_clean(value) else self._structure(value)
         except Exception:
             return FAILED
+
+    def _is_clean(self, value: Any) -> bool:
+        """Whether nothing in a structure can be a secret: one look at all of it, as it will be written.
+
+        An escape (of a newline, say) would stand between a secret and the blank before it: then each is looked at.
+        """
+        if self._each:
+            return False
+        written = to_json(value).decode()
+        return "\\" not in written and not self._suspects([written])
 
     def _structure(self, value: Any) -> Any:
         if isinstance(value, str):

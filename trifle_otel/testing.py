@@ -185,6 +185,28 @@ class StoreContract:
         with pytest.raises(NotFound):
             store.take(folder, tmp_path / "missing")
 
+    def test_several_local_folders_are_taken(self, store: Store, folder: Folder, tmp_path: Path) -> None:
+        """Folders taken together are all there and gone locally; one that is not there is told in its place."""
+        moves = []
+        for number in range(12):
+            place = tmp_path / str(number)
+            place.mkdir()
+            files = {"data_1.json.gz": b"%d" % number, "record.json": b"r", "artifacts/a/b": b"ab"}
+            moves.append((folder._replace(reference=f"ref-{number}"), local_folder(place, files)))
+        moves.insert(5, (folder._replace(reference="missing"), tmp_path / "missing"))
+        errors = store.take_many(moves)
+        assert [type(error) for error in errors] == [type(None)] * 5 + [NotFound] + [type(None)] * 7
+        del moves[5]
+        for number, (each, local) in enumerate(moves):
+            assert not local.exists()
+            expected = {"artifacts/a/b": b"ab", "data_1.json.gz": b"%d" % number, "record.json": b"r"}
+            assert contents(store, each) == expected
+
+    def test_taking_no_folders_does_nothing(self, store: Store) -> None:
+        """An empty batch has no results and leaves nothing."""
+        assert store.take_many([]) == []
+        assert list(store.folders()) == []
+
     @pytest.mark.parametrize(
         "name", ["", ".", "..", "../record.json", "artifacts/../../x", "/etc/passwd", "artifacts//x", "a\0b", "sub/x"]
     )
@@ -244,9 +266,11 @@ class IndexContract:
 
     Attributes:
         tick: the smallest step of time that the index keeps; times are rounded down to it.
+        searches: how many random ones are made.
     """
 
     tick: timedelta = timedelta(microseconds=1)
+    searches: int = 200
 
     def kept(self, record: TraceRecord) -> TraceRecord:
         """A record with its times as the index keeps them."""
@@ -434,12 +458,12 @@ class IndexContract:
         assert index.search(Query()) == [record]
 
     def test_random_records_and_searches(self, index: Index) -> None:
-        """Two hundred searches over random records find what a plain list of them says, page by page."""
+        """Random searches over random records find what a plain list of them says, page by page."""
         chance = random.Random(20_261_124)
         records = [self.kept(random_record(chance, number, self.tick)) for number in range(150)]
         for start in range(0, 150, 77):
             index.put(records[start : start + 77])
-        for _ in range(200):
+        for _ in range(self.searches):
             query = random_query(chance, self.tick)
             wanted = expected(records, query)
             found = list(pages(index, query))

@@ -155,11 +155,11 @@ class Rows:
 
     def __init__(self, table: Table, look: Look, buckets: Buckets) -> None:
         self._buckets = buckets
-        self._has_name = "bucket_name" in look.columns
         names = [name for name in _COLUMNS if name not in _BUCKETS]
-        buckets_columns = [name for name in _BUCKETS if name in look.columns]
-        self.insert = _insert(table, [*names, *buckets_columns])
-        self.select = _sql("SELECT {} FROM {}").format(_listed([*names, buckets_columns[0]]), table.identifier)
+        self._bucket_columns = [name for name in _BUCKETS if name in look.columns]
+        names += self._bucket_columns
+        self.insert = _insert(table, names)
+        self.select = _sql("SELECT {} FROM {}").format(_listed(names), table.identifier)
 
     def parts(self, records: Iterable[TraceRecord]) -> Iterator[str]:
         """What is bound to `insert`: JSON arrays of some megabytes at most, where no record alone is larger."""
@@ -179,7 +179,8 @@ class Rows:
     def record_of(self, row: Sequence[Any]) -> TraceRecord:
         """The record in a row of `select`."""
         (reference, key, segments, state, tags, meta, context, duration, counters, length, parts) = row[:11]
-        first_at, last_at, retention, expires_at, bucket = row[11:]
+        first_at, last_at, retention, expires_at = row[11:15]
+        bucket = dict(zip(self._bucket_columns, row[15:], strict=True))
         return TraceRecord(
             reference=reference,
             key=key,
@@ -196,7 +197,7 @@ class Rows:
             last_at=last_at.astimezone(timezone.utc),
             retention=retention,
             expires_at=expires_at.astimezone(timezone.utc),
-            bucket_name=bucket if self._has_name else self._buckets.name(bucket),
+            bucket_name=bucket.get("bucket_name") or self._buckets.name(bucket.get("bucket_id")),
         )
 
     def _row(self, record: TraceRecord) -> Mapping[str, Any]:

@@ -8,9 +8,10 @@ parts, records or indexes; their names and bytes come from `encoding`. Its tests
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,10 @@ from trifle_otel.errors import NotFound, StoreUnavailable, UsageError
 from trifle_otel.records import Folder
 
 ARTIFACTS = "artifacts"
+
+
+class OutOfReach(StoreUnavailable):
+    """The store did not answer: another try would wait as long, so the rest of a batch is not tried."""
 
 
 def checked_path(folder: Folder) -> str:
@@ -47,6 +52,14 @@ def _checked(path: str) -> str:
         if segment in ("", ".", "..") or "\0" in segment or (os.sep != "/" and os.sep in segment):
             raise UsageError(f"unsafe path {path!r}: segments may not be empty, '.' or '..', or hold NUL")
     return path
+
+
+def _outcome(take: Callable[[Folder, Path], None], folder: Folder, local: Path) -> Exception | None:
+    try:
+        take(folder, local)
+    except Exception as error:
+        return error
+    return None
 
 
 class Store(ABC):
@@ -104,12 +117,25 @@ class Store(ABC):
         except OSError as error:
             raise StoreUnavailable(f"cannot remove {local}: {error.strerror}") from error
 
+    def take_many(self, moves: Sequence[tuple[Folder, Path]]) -> list[Exception | None]:
+        """`take` each local folder into its folder; gives for each, in order, None or what went wrong. Never raises.
+
+        A folder is named once. Once the store is `StoreUnavailable`, what was not begun is not tried: it gets the
+        same error. A store whose calls wait for a network takes several at once, by a bound.
+        """
+        results: list[Exception | None] = []
+        for folder, local in moves:
+            before = results[-1] if results else None
+            results.append(before if isinstance(before, StoreUnavailable) else _outcome(self.take, folder, local))
+        return results
+
     def setup(self) -> None:  # noqa: B027 - most stores need none
         """Create what is missing, never harming what is there."""
 
     def check(self) -> None:
         """Prove by a test write and read that it can be used. Raises `StoreUnavailable` or `ConfigurationError`."""
-        folder = Folder(1, ".trifle-check", "check", self.pick_bucket())
+        # a name of its own: another process that checks at this moment deletes what it wrote
+        folder = Folder(1, ".trifle-check", f"check-{secrets.token_hex(8)}", self.pick_bucket())
         self.write(folder, "check.txt", b"check")
         with self.open(folder, "check.txt") as stream:
             stream.read()

@@ -27,6 +27,7 @@ from trifle_otel.errors import (
     TrifleError,
     UsageError,
 )
+from trifle_otel.stores.contract import OutOfReach
 from trifle_otel.stores.object_urls import ObjectLocation
 
 RETRIES = 2  # the shipper tries again itself, with longer pauses
@@ -88,8 +89,10 @@ def _load_a_copy() -> Any:
         shutil.copytree(place, os.path.join(folder, "obstore"), ignore=shutil.ignore_patterns("*.pyi", "__pycache__"))
         sys.path.insert(0, folder)
         importlib.invalidate_caches()
-        return _load()
-    except OSError as error:
+        obstore = importlib.import_module("obstore")
+        importlib.import_module("obstore.store")
+        return obstore
+    except (OSError, ImportError) as error:
         raise StoreUnavailable(f"obstore cannot be loaded again after a fork: {error}") from error
     finally:
         with suppress(ValueError):
@@ -171,7 +174,14 @@ def _never_freed(client: Any) -> None:
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([\w.-]{1,100})</Code>")
-_MENDED_BY_WAITING = {"ExpiredToken", "RequestTimeout", "BadDigest", "OperationAborted", "SlowDown", "TokenRefreshRequired"}
+_MENDED_BY_WAITING = {
+    "ExpiredToken",
+    "RequestTimeout",
+    "BadDigest",
+    "OperationAborted",
+    "SlowDown",
+    "TokenRefreshRequired",
+}
 _REFUSALS = {
     *("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"),
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "InvalidRegion", "NotImplemented"),
@@ -202,7 +212,7 @@ def translated(error: Exception, what: str) -> TrifleError:
 
 def _kind(name: str, status: int | None, code: str, text: str) -> type[TrifleError]:
     if code in _MENDED_BY_WAITING or "169.254." in text:
-        return StoreUnavailable
+        return OutOfReach
     if code in _REFUSALS or status in (301, 401, 403) or "incorrectly configured region" in text:
         return Refused
     if name in ("PermissionDeniedError", "UnauthenticatedError"):
@@ -213,18 +223,20 @@ def _kind(name: str, status: int | None, code: str, text: str) -> type[TrifleErr
         return DamagedArchive
     if name == "ValueError" or status in (400, 405, 411, 413, 414):
         return UsageError
-    return StoreUnavailable
+    return OutOfReach
 
 
 def _explained(text: str, status: re.Match[str] | None, code: str) -> str:
     if "169.254." in text:
         return "no credentials were found, neither in the environment nor of the instance"
-    if code == "NoSuchBucket" or code == "ContainerNotFound":
+    if code in ("NoSuchBucket", "ContainerNotFound"):
         return f"the bucket is not there ({code})"
     if code == "NotImplemented" or (status and status.group(1) == "501"):
         return "the server does not know this request; for deleting, bulk_delete=false in the URL may help"
     if "incorrectly configured region" in text:
         return "the bucket is in another region; name it, as in ?region=eu-central-1"
+    if code == "NoSuchKey" or (status and status.group(1) == "404"):
+        return "it is not there"
     if status:
         return f"the store answered {status.group(1)}" + (f" {code}" if code else "")
     for sign, meaning in _CAUSES.items():
@@ -238,7 +250,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _first_line_of(text: str) -> str:
-    return text.partition("\n")[0].partition("<")[0][:300]
+    status = _STATUS.search(text)
+    return (text[: status.end()] if status else text).partition("\n")[0].partition("<")[0][:300]
 
 
 def _short(error: Exception) -> Exception:

@@ -1,0 +1,51 @@
+"""All benchmarks, one table: `python -m benchmarks.run` from the top folder of the source tree.
+
+It needs the extra `demo`, for the demonstration job. Ratios are what to go by: both sides are measured in turn. The
+absolute figures hold for the machine that is named below the table, while it is not busy with something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import calls, traces
+from benchmarks.harness import Row, logging_cost, machine, table
+
+
+def main() -> int:
+    """Measure and print. Exit code 1 where a target is missed."""
+    given = _arguments()
+    before = logging_cost()
+    with tempfile.TemporaryDirectory(prefix="trifle-benchmarks-", dir=given.folder) as folder:
+        found = list(_rows(given, Path(folder)))
+    print(table(found, markdown=given.markdown))
+    print(f"\nMeasured {machine((before + logging_cost()) / 2)}")
+    return int(not all(row.met for row in found))
+
+
+def _rows(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    if given.only != "traces":
+        print("calls", file=sys.stderr)
+        yield from calls.rows(folder / "calls", given.rounds)
+    if given.only != "calls":
+        print("traces", file=sys.stderr)
+        yield from traces.rows(folder / "traces", given.processes, given.traces)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    parser.add_argument("--only", choices=("calls", "traces"), help="measure a part of it")
+    parser.add_argument("--rounds", type=int, default=301, help="rounds of each comparison of calls (301)")
+    parser.add_argument("--processes", type=int, default=5, help="processes of each contender with the job (5)")
+    parser.add_argument("--traces", type=int, default=3000, help="traces in each of those (3000)")
+    parser.add_argument("--folder", type=Path, help="where archives are made for the while (the temporary folder)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
