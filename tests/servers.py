@@ -38,7 +38,7 @@ class Server(ABC):
 
     name: str
     ending = signal.SIGTERM
-    """What ends it in order, without waiting for its clients."""
+    """What ends it without waiting for its clients."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"trifle-{self.name}-"))
@@ -73,7 +73,7 @@ class Server(ABC):
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def stop(self) -> None:
-        """Stop it in order."""
+        """Stop it, clients or not."""
         if self.process is not None:
             self.process.send_signal(self.ending)
             self.process.wait(PATIENCE)
@@ -158,6 +158,7 @@ class FerretDB(Server):
     """FerretDB 1 over SQLite, which takes everybody."""
 
     name = "ferretdb"
+    ending = signal.SIGKILL  # anything else waits three seconds for clients
 
     def __init__(self) -> None:
         self.program = ferretdb_program()

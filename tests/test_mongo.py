@@ -438,7 +438,7 @@ index = open_mongo(sys.argv[1])
 name = sys.argv[2]
 for number in range(10):
     shared = [sample_record(reference=f"shared-{number}-{n:03}") for n in range(20)]
-    own = [sample_record(reference=f"{name}-{number:02}-{n:02}", tags=(name,), state="running" if n % 2 else "error",
+    own = [sample_record(reference=f"{name}-{number:02}-{n:02}", tags=(name,), state="error" if n % 20 else "running",
         first_at=START + timedelta(seconds=n)) for n in range(40)]
     batch = shared + own
     index.put(batch if name == "a" else batch[::-1])

@@ -30,7 +30,7 @@ from opentelemetry.context import attach, set_value
 from trifle_otel.encoding import RECORD_NAME, decode_record, encode_record
 from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.metrics import Waiting
-from trifle_otel.records import TraceRecord
+from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.spool import Orphan, Parcel, Spool
 
 if TYPE_CHECKING:
@@ -217,23 +217,47 @@ class Shipper:
         """Ship a batch; gives what has to be tried again, in order."""
         ended = {parcel.local for parcel in batch if parcel.kind == "final" and parcel.local is not None}
         todo = [parcel for parcel in batch if parcel.kind != "bump" or parcel.local not in ended]
+        outcomes = self._move(todo)
         failed: list[Parcel] = []
-        for at, parcel in enumerate(todo):
+        down: StoreUnavailable | None = None
+        for parcel in todo:
             try:
-                if not parcel.stored:
-                    self._store(parcel)
-                if parcel.kind != "ignored":
-                    self._unindexed.append(parcel)
+                self._bring(parcel, outcomes, down)
             except StoreUnavailable as error:
-                self._failed(error, "the archive cannot be written; traces wait")
-                failed += todo[at:]
-                break
+                if down is None:
+                    self._failed(error, "the archive cannot be written; traces wait")
+                down = error
+                failed.append(parcel)
             except Exception as error:
                 if not self._give_up(parcel, error):
                     failed.append(parcel)
         if self._index() and not failed:
             self._pause = 0.0
         return failed
+
+    def _bring(self, parcel: Parcel, outcomes: dict[int, Exception | None], down: StoreUnavailable | None) -> None:
+        """Store a parcel, if it is not, and make its row the next to be indexed. `down`: why no other is to be tried."""
+        if id(parcel) in outcomes:
+            _raise(outcomes[id(parcel)])
+        elif not parcel.stored:
+            _raise(down)
+            self._store(parcel)
+        parcel.stored = parcel.kind == "final"
+        if parcel.kind != "ignored":
+            self._unindexed.append(parcel)
+
+    def _move(self, parcels: list[Parcel]) -> dict[int, Exception | None]:
+        """Move the folders of ended traces in, several at once where the store can; what became of each, by its id."""
+        moving: dict[Folder, tuple[Parcel, Path]] = {}
+        for parcel in parcels:
+            if parcel.kind == "final" and not parcel.stored and not parcel.files and parcel.local is not None:
+                moving.setdefault(
+                    parcel.record.folder, (parcel, parcel.local)
+                )  # a reference of the caller's may repeat
+        for parcel, _ in moving.values():
+            self._note(parcel)
+        results = self.store.take_many([(folder, local) for folder, (_, local) in moving.items()]) if moving else []
+        return {id(parcel): result for (parcel, _), result in zip(moving.values(), results, strict=True)}
 
     def _store(self, parcel: Parcel) -> None:
         record, folder = parcel.record, parcel.record.folder
@@ -246,12 +270,9 @@ class Shipper:
             self._store_bump(parcel)
         elif parcel.files or parcel.local is None:
             self._store_from_memory(parcel)
-        elif parcel.local.exists():
+        else:
             self._note(parcel)
             self.store.take(folder, parcel.local)
-        elif not _is_stored(self.store, record):
-            raise NotFound(f"the spool's folder of {record.reference} is gone, and the archive has no such trace")
-        parcel.stored = parcel.kind == "final"
 
     def _note(self, parcel: Parcel) -> None:
         if self.spool is not None and parcel.note is None:
@@ -373,6 +394,11 @@ class Shipper:
         for path in files:
             self.store.write(parcel.record.folder, path.relative_to(local).as_posix(), path)
         self.store.write(parcel.record.folder, RECORD_NAME, encode_record(parcel.record))
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _is_stored(store: Store, record: TraceRecord) -> bool:
