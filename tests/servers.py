@@ -1,7 +1,7 @@
-"""Real servers for tests, each started once a session on a loopback port, in a temporary folder, and stopped at the end.
+"""Real servers for tests, each started once a session on a loopback port, in a temporary folder, and stopped again.
 
 PostgreSQL comes from the system, FerretDB (MongoDB's protocol over SQLite) from `tests/build_servers.sh`. Where one is
-not there, `ServerMissing` says what is.
+not there, `ServerMissingError` says what is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+
+from trifle_otel.errors import StoreUnavailable
+from trifle_otel.indexes.contract import Index
+from trifle_otel.records import TraceRecord
+from trifle_otel.testing import run_at_once
 
 PATIENCE = 30.0  # seconds for a server to come up or down
 FERRETDB = "ferretdb-v1.24.2"
@@ -29,7 +38,7 @@ FERRETDB = "ferretdb-v1.24.2"
 _Server = TypeVar("_Server", bound="Server")
 
 
-class ServerMissing(Exception):
+class ServerMissingError(Exception):
     """A server's program is not installed."""
 
 
@@ -43,7 +52,7 @@ class Server(ABC):
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"trifle-{self.name}-"))
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[Any] | None = None
         self._owner = os.getpid()
         atexit.register(self.remove)
 
@@ -58,12 +67,13 @@ class Server(ABC):
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", **as_user(self.user())
             )
+        self.process = process
         deadline = time.monotonic() + PATIENCE
         while not self.is_ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} does not start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)  # another process's start can only be polled
 
@@ -118,26 +128,16 @@ class Postgres(Server):
             shutil.chown(self.folder, user)
         (self.folder / "password").write_text(self.password)
         (self.folder / "password").chmod(0o644)
-        subprocess.run(
-            [
-                *(self.programs / "initdb", "-D", self.folder / "data", "-U", "trifle", "--no-sync", "-E", "UTF8"),
-                *("--locale-provider=icu", "--icu-locale=en", "--auth=scram-sha-256"),
-                f"--pwfile={self.folder / 'password'}",
-            ],
-            check=True,
-            capture_output=True,
-            cwd="/",
-            **as_user(user),
-        )
+        command: list[str | Path] = [self.programs / "initdb", "-D", self.folder / "data", "-U", "trifle", "--no-sync"]
+        command += ["-E", "UTF8", "--locale-provider=icu", "--icu-locale=en", "--auth=scram-sha-256"]
+        command.append(f"--pwfile={self.folder / 'password'}")
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **as_user(user))
 
     def command(self) -> Sequence[str | Path]:
         """Without waiting for the disk: what a killed machine loses is not tested here."""
         settings = {"fsync": "off", "unix_socket_directories": str(self.folder), "max_connections": "60"}
-        options = [f"--{name}={value}" for name, value in settings.items()]
-        return [
-            *(self.programs / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1"),
-            *("-p", str(self.port), *options),
-        ]
+        command: list[str | Path] = [self.programs / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1"]
+        return [*command, "-p", str(self.port), *(f"--{name}={value}" for name, value in settings.items())]
 
     def user(self) -> str | None:
         """PostgreSQL refuses to run as root."""
@@ -145,7 +145,7 @@ class Postgres(Server):
 
     def is_ready(self) -> bool:
         """Whether it takes logins: it listens before it does."""
-        command = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command: list[str | Path] = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, check=False).returncode == 0
 
     def url(self, database: str = "postgres", *, user: str = "trifle", password: str | None = None) -> str:
@@ -183,9 +183,59 @@ def removing(server: _Server) -> Iterator[_Server]:
         server.remove()
 
 
+class Load:
+    """Threads that put records like the sample into an index, each batch until there is no error.
+
+    Attributes:
+        done: the references of all that was put without an error.
+        failures: what was raised in between.
+    """
+
+    def __init__(self, index: Index, sample: TraceRecord) -> None:
+        self.index = index
+        self.sample = sample
+        self.done: list[str] = []
+        self.failures: list[StoreUnavailable] = []
+        self._over = threading.Event()
+
+    def while_restarting(self, server: Server, *, threads: int, restarts: int) -> None:
+        """Put as long as it takes to take the server away and bring it back that many times."""
+        run_at_once([partial(self._restart, server, restarts), *(partial(self._put, name) for name in range(threads))])
+
+    def _restart(self, server: Server, restarts: int) -> None:
+        for _ in range(restarts):
+            self._wait_for(self.done, 200)
+            server.stop()
+            self._wait_for(self.failures, 1)
+            server.start()
+        self._over.set()
+
+    def _wait_for(self, items: Sequence[object], more: int) -> None:
+        seen = len(items)
+        while len(items) < seen + more:
+            self._over.wait(0.01)
+
+    def _put(self, name: int) -> None:
+        for number in count():
+            if self._over.is_set():
+                return
+            references = [f"{name}-{number:05}-{each:02}" for each in range(20)]
+            while not self._put_once(references):
+                self._over.wait(0.02)
+            self.done.extend(references)
+
+    def _put_once(self, references: Sequence[str]) -> bool:
+        try:
+            self.index.put([replace(self.sample, reference=reference) for reference in references])
+        except StoreUnavailable as error:
+            self.failures.append(error)
+            return False
+        return True
+
+
 @functools.cache
 def postgres() -> Postgres:
-    """The session's PostgreSQL. Raises `ServerMissing`."""
+    """The session's PostgreSQL. Raises `ServerMissingError`."""
     server = Postgres()
     server.start()
     return server
@@ -193,7 +243,7 @@ def postgres() -> Postgres:
 
 @functools.cache
 def ferretdb() -> FerretDB:
-    """The session's FerretDB. Raises `ServerMissing`."""
+    """The session's FerretDB. Raises `ServerMissingError`."""
     server = FerretDB()
     server.start()
     return server
@@ -207,7 +257,7 @@ def postgres_programs() -> Path:
     if on_path is not None:
         found.append(Path(on_path).resolve().parent)
     if not found:
-        raise ServerMissing("PostgreSQL (tests/build_servers.sh installs it)")
+        raise ServerMissingError("PostgreSQL (tests/build_servers.sh installs it)")
     return found[-1]
 
 
@@ -216,7 +266,7 @@ def ferretdb_program() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     program = Path(os.environ.get("TRIFLE_TOOLS") or f"{cache}/trifle_otel/bin") / FERRETDB
     if not program.exists():
-        raise ServerMissing("FerretDB (tests/build_servers.sh builds it)")
+        raise ServerMissingError("FerretDB (tests/build_servers.sh builds it)")
     return program
 
 

@@ -43,8 +43,8 @@ CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
 COMMANDS = (
-    "checkup archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery shipper spool"
-    " metrics viewer.*"
+    "checkup archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery"
+    " shipper spool metrics viewer.*"
 )
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
@@ -90,15 +90,24 @@ LAYERS = {
     "stores.contract": Layer("errors records"),
     "stores.files": Layer(f"{STORED} stores.contract"),
     "stores.memory": Layer(f"{STORED} stores.contract"),
-    "stores.objects": Layer(f"{STORED} stores.contract", "obstore"),
+    "stores.objects": Layer(
+        f"{STORED} stores.contract stores.lifecycle stores.object_driver stores.object_urls stores.parallel", "obstore"
+    ),
     "indexes": Layer(),
     "indexes.contract": Layer("errors records"),
     "indexes.memory": Layer(f"{STORED} indexes.contract"),
     "indexes.sqlite": Layer(f"{STORED} indexes.contract indexes.sqlite_rows indexes.sqlite_search", "sqlite3"),
     "indexes.sqlite_rows": Layer(f"{STORED} indexes.contract", "sqlite3"),
     "indexes.sqlite_search": Layer(f"{STORED} indexes.contract indexes.sqlite_rows", "sqlite3"),
-    "indexes.postgres": Layer(f"{STORED} indexes.contract", "psycopg"),
-    "indexes.mongo": Layer(f"{STORED} indexes.contract", "pymongo bson"),
+    "stores.lifecycle": Layer("errors stores.object_urls", "boto3 botocore"),
+    "stores.object_driver": Layer("errors stores.contract stores.object_urls", "obstore"),
+    "stores.object_urls": Layer("errors records stores.contract"),
+    "stores.parallel": Layer("errors records stores.contract"),
+    "indexes.remote": Layer("errors records"),
+    "indexes.postgres_table": Layer(f"{STORED} indexes.contract indexes.remote", "psycopg"),
+    "indexes.mongo_documents": Layer(f"{STORED} indexes.contract indexes.remote", "pymongo bson"),
+    "indexes.postgres": Layer(f"{STORED} indexes.contract indexes.remote indexes.postgres_table", "psycopg"),
+    "indexes.mongo": Layer(f"{STORED} indexes.contract indexes.remote indexes.mongo_documents", "pymongo bson"),
     "queries": Layer(STORED),
     "outline": Layer("errors records"),
     "reading": Layer(f"{STORED} stores.contract"),
@@ -109,10 +118,14 @@ LAYERS = {
     "checkup": Layer(f"{PLAIN} {CONTRACTS} archive spool"),
     "shipper": Layer(f"{PLAIN} {CONTRACTS} archive spool packing metrics recording", "opentelemetry-api"),
     # the one place that knows everything
+    "locations": Layer(
+        f"{PLAIN} stores.files stores.memory stores.objects"
+        " indexes.memory indexes.sqlite indexes.postgres indexes.mongo",
+        "platformdirs",
+    ),
     "configuration": Layer(
-        f"{PLAIN} {CONTRACTS} {JOBS} metrics archive spool delivery shipper span_processor span_exporter"
-        " stores.files stores.memory stores.objects indexes.memory indexes.sqlite indexes.postgres indexes.mongo",
-        "opentelemetry-api opentelemetry-sdk platformdirs",
+        f"{PLAIN} {CONTRACTS} {JOBS} locations metrics archive spool delivery shipper span_processor span_exporter",
+        "opentelemetry-api opentelemetry-sdk",
     ),
     "": Layer(f"{PLAIN} {JOBS} archive delivery configuration span_processor span_exporter"),
     # above: whoever uses it

@@ -1,4 +1,4 @@
-"""The index in MongoDB's protocol, on a real server (FerretDB): the contract, documents of others, restarts, wrong URLs.
+"""The index in MongoDB's protocol, on a real server (FerretDB): the contract, others' documents, restarts, wrong URLs.
 
 What FerretDB does not do is not proven here: documents that expire by themselves, updates that exclude each other,
 search by an index, replica sets, users with fewer rights.
@@ -19,15 +19,15 @@ from itertools import count
 from typing import Any, NoReturn
 
 import pytest
+import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_indexes import QUERIES, REPOSITORY, empty, records
 
-import servers
 from trifle_otel.errors import ConfigurationError, DamagedArchive, MissingDependency, StoreUnavailable
 from trifle_otel.indexes.contract import Index
 from trifle_otel.records import Position, Query, TraceRecord
-from trifle_otel.testing import START, IndexContract, expected, pages, run_at_once, sample_record
+from trifle_otel.testing import IndexContract, expected, pages, sample_record
 
 pymongo = pytest.importorskip("pymongo")
 from bson import Int64, ObjectId  # noqa: E402 - only where the driver is there
@@ -99,7 +99,7 @@ def server(server_missing: Callable[[str], NoReturn]) -> servers.FerretDB:
     """The session's FerretDB."""
     try:
         return servers.ferretdb()
-    except servers.ServerMissing as missing:
+    except servers.ServerMissingError as missing:
         server_missing(str(missing))
 
 
@@ -201,7 +201,7 @@ def test_a_document_is_as_the_format_says(index: MongoIndex, collection: Any) ->
 
 
 def test_documents_of_others_and_ours_are_found_together(index: MongoIndex, collection: Any) -> None:
-    """A document that Ruby wrote is read in full, searched, replaced and deleted beside ours; what else it has stays."""
+    """A document that Ruby wrote is read in full, searched, replaced, deleted beside ours; what else it has stays."""
     collection.insert_one({**RUBY_DOCUMENT, "note": "mine"})
     ours = sample()
     index.put([ours])
@@ -262,7 +262,7 @@ def test_setup_harms_nothing_that_others_made(
 
 
 def test_a_server_without_expiry_is_said(index: MongoIndex, collection: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Where documents cannot expire by themselves, setting up says so once, makes a plain index, and cleaning up works."""
+    """Where documents cannot expire by themselves, setting up says so once, and makes an index for cleaning up."""
     with caplog.at_level(logging.WARNING, "trifle_otel"):
         index.setup()
         index.setup()
@@ -285,7 +285,7 @@ def test_a_mix_of_references_is_paged_in_one_order(index: MongoIndex) -> None:
 
 
 def test_a_reference_keeps_its_capitals(index: MongoIndex, collection: Any) -> None:
-    """A reference of 24 hex digits in capitals, which no ObjectId keeps, is given back as it is: its payload lies there."""
+    """A reference of 24 hex digits in capitals, which no ObjectId keeps, is given back as it is: a payload's path."""
     index.put([sample_record(reference=RUBY_ID.upper())])
     assert index.find(RUBY_ID.upper()) == sample(reference=RUBY_ID.upper())
     assert index.search(Query()) == [sample(reference=RUBY_ID.upper())]
@@ -293,7 +293,7 @@ def test_a_reference_keeps_its_capitals(index: MongoIndex, collection: Any) -> N
 
 
 def test_what_a_server_refuses_is_stored_in_a_plainer_form(index: MongoIndex) -> None:
-    """Names with points or dollars, lists in lists, huge numbers and foul texts cost no trace, and no other of its batch."""
+    """Names with points or dollars, lists in lists, huge numbers and foul texts cost no trace, nor others with it."""
     context = {"http.method": "GET", "$x": 1, "lists": [[1, [2]]], "huge": 2**80, "n\0": "\udc80", "tenant": 9}
     batch = [sample_record(reference=f"ref-{n}") for n in range(6)]
     batch[1] = replace(batch[1], context=context)
@@ -313,7 +313,11 @@ def test_texts_and_numbers_at_their_ends(index: MongoIndex) -> None:
     last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone.utc)
     record = replace(
         sample_record(meta="é" * 9_000_000, first_at=datetime(1, 1, 1, tzinfo=timezone.utc)),
-        **{"duration": 2**70, "length": 2**70, "retention": 2**70, "last_at": last, "expires_at": last},
+        duration=2**70,
+        length=2**70,
+        retention=2**70,
+        last_at=last,
+        expires_at=last,
     )
     index.put([record])
     found = index.find(record.reference)
@@ -355,12 +359,16 @@ SECRET = "s3cret"
 
 
 @pytest.mark.parametrize(
-    ("url", "error", "said"),
+    "url, error, said",
     [
         ("mongodb://trifle:s3cret@127.0.0.1:{port}/test", ConfigurationError, "uthentication"),
         ("mongodb://trifle:s3cret@127.0.0.1:1/x?serverSelectionTimeoutMS=200", StoreUnavailable, "refused"),
         ("mongodb://trifle:s3cret@127.0.0.1:{port}/", ConfigurationError, "names no database"),
-        ("mongodb://trifle:s3cret@127.0.0.1/x?colection=y", ConfigurationError, "collection and buckets"),
+        (
+            "mongodb://trifle:s3cret@127.0.0.1/x?colection=y",
+            ConfigurationError,
+            "own options are collection and buckets",
+        ),
         ("mongodb://trifle:s3cret@@127.0.0.1/x", ConfigurationError, "no URL"),
         ("mongodb://trifle:s3cret/@127.0.0.1/x", ConfigurationError, "mongodb://trifle@127"),
         ("mongodb://trifle:s3cret@127.0.0.1:port/x", ConfigurationError, "no URL"),
@@ -369,9 +377,14 @@ SECRET = "s3cret"
 )
 def test_wrong_urls_and_logins(server: servers.FerretDB, url: str, error: type[Exception], said: str) -> None:
     """Each wrong login or URL has an error that says what is wrong, and never shows the password."""
-    with pytest.raises(error, match=said) as caught, closing(open_mongo(url.format(port=server.port))) as index:
-        assert SECRET not in repr(index)
-        index.setup()
+
+    def use() -> None:
+        with closing(open_mongo(url.format(port=server.port))) as index:
+            assert SECRET not in repr(index)
+            index.setup()
+
+    with pytest.raises(error, match=said) as caught:
+        use()
     shown: BaseException | None = caught.value
     while shown is not None:
         assert SECRET not in str(shown)
@@ -496,51 +509,11 @@ def test_a_missing_driver_names_the_extra() -> None:
 @pytest.mark.fault
 @pytest.mark.timeout(120)
 def test_a_server_restarted_under_load(own_server: servers.FerretDB) -> None:
-    """While two threads put and the server is restarted four times, all that was put without an error is found, once."""
+    """While two threads put and the server is killed four times, all that was put without an error is found once."""
     with closing(open_mongo(f"{own_server.url()}?serverSelectionTimeoutMS=300")) as index:
-        index.setup()
-        done: list[list[str]] = [[], []]
-        failures = 0
-        over = threading.Event()
-
-        def put(number: int) -> None:
-            nonlocal failures
-            batches = count()
-            batch: list[TraceRecord] = []
-            while not over.is_set() or batch:
-                batch = batch or new_batch(number, next(batches))
-                try:
-                    index.put(batch)
-                except StoreUnavailable:
-                    failures += 1
-                    over.wait(0.02)
-                    continue
-                done[number] += [record.reference for record in batch]
-                batch = []
-
-        def restart() -> None:
-            for _ in range(4):
-                seen = sum(map(len, done))
-                while sum(map(len, done)) < seen + 100:
-                    over.wait(0.01)
-                own_server.stop()
-                over.wait(0.5)
-                own_server.start()
-            over.set()
-
-        run_at_once([restart, *(lambda number=number: put(number) for number in range(2))])
+        load = servers.Load(index, sample())
+        load.while_restarting(own_server, threads=2, restarts=4)
         found = [record for page in pages(index, Query(limit=1000)) for record in page]
-        assert sorted(record.reference for record in found) == sorted(sum(done, []))
-        assert all(replace(record, reference="", first_at=START) == replace(SAMPLE, first_at=START) for record in found)
-        assert failures > 0
-
-
-SAMPLE = sample(reference="", expires_at=START)
-
-
-def new_batch(thread: int, number: int) -> list[TraceRecord]:
-    """Twenty records of a thread's own."""
-    return [
-        replace(SAMPLE, reference=f"{thread}-{number:05}-{n:02}", first_at=START + timedelta(seconds=number))
-        for n in range(20)
-    ]
+    assert sorted(record.reference for record in found) == sorted(load.done)
+    assert all(record == sample(reference=record.reference) for record in found)
+    assert len(load.failures) >= 4

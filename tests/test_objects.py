@@ -402,11 +402,10 @@ def test_more_objects_than_one_request_deletes(server: S3Server, bucket: str, st
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_hundred_thousand_traces_are_listed_in_bounded_memory(lasting: S3Server, tmp_path: Path) -> None:
-    """All folders of 50,000 traces of two objects are found by a process whose memory grows by less than 30 MB."""
+def test_many_traces_are_listed_in_bounded_memory(lasting: S3Server, tmp_path: Path) -> None:
+    """All folders of 10,000 traces of two objects are found by a process whose memory grows by less than 8 MB."""
     lasting.make_bucket("bucket-one")
-    for number in range(50_000):
+    for number in range(10_000):
         place = tmp_path / f"buckets/bucket-one/7/traces/job-{number % 50}/ref-{number:06}"
         place.mkdir(parents=True)
         for name in ("data_1.json.gz", "record.json"):
@@ -421,8 +420,8 @@ def test_a_hundred_thousand_traces_are_listed_in_bounded_memory(lasting: S3Serve
     print(sum(1 for _ in store.folders()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     found, growth = map(int, run_script(script, f"s3://bucket-one?endpoint={lasting.endpoint}").split())
-    assert found == 50_000
-    assert growth < 30_000 * (1 if sys.platform != "darwin" else 1024)
+    assert found == 10_000
+    assert growth < 8_000 * (1 if sys.platform != "darwin" else 1024)
 
 
 # --- what goes wrong
@@ -604,7 +603,7 @@ def test_a_writer_that_may_not_delete(server: S3Server, bucket: str, monkeypatch
     try:
         store.check()
         store.write(FOLDER, "record.json", b"x")
-        with pytest.raises(StoreUnavailable, match="403"):
+        with pytest.raises(StoreUnavailable, match="AccessDenied"):
             store.delete(FOLDER)
     finally:
         server.request("POST", "/moto-api/reset-auth", b"1000000000")
@@ -666,10 +665,13 @@ def test_a_server_killed_and_restarted_under_load(lasting: S3Server, tmp_path: P
         done += errors.count(None)
         rounds += 1
     assert done == 600
-    for folder in store.folders():
+    found = list(store.folders())
+    assert len(found) == 600
+    for folder in found:
         number = int(folder.reference.removeprefix("ref-"))
-        assert contents(store, folder) == {"data_1.json.gz": b"%d" % number * 300, "record.json": b"%d" % number}
-    assert sum(1 for _ in store.folders()) == 600
+        for name, data in (("data_1.json.gz", b"%d" % number * 300), ("record.json", b"%d" % number)):
+            with store.open(folder, name) as stream:
+                assert stream.read() == data
 
 
 def batch_of(where: Path, count: int) -> list[tuple[Folder, Path]]:

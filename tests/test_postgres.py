@@ -6,24 +6,24 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from itertools import count
 from typing import Any, NoReturn
 
 import pytest
+import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_indexes import QUERIES, REPOSITORY, empty, records
 
-import servers
 from trifle_otel.errors import ConfigurationError, MissingDependency, StoreUnavailable
 from trifle_otel.indexes.contract import Index
+from trifle_otel.indexes.remote import Buckets
 from trifle_otel.records import Position, Query, TraceRecord
-from trifle_otel.testing import START, IndexContract, expected, pages, run_at_once, sample_record
+from trifle_otel.testing import IndexContract, expected, pages, run_at_once, sample_record
 
 psycopg = pytest.importorskip("psycopg")
 from trifle_otel.indexes import postgres, postgres_table  # noqa: E402 - only where the driver is there
@@ -53,9 +53,10 @@ RUBY_ROW = """
 INSERT INTO {table} (reference, key, segments, state, tags, meta, context, duration, counters, length, parts,
     first_at, last_at, retention, expires_at, {bucket})
 VALUES ('01M85RBZMWKQ5T057R2XGV9YXE', 'commodity/calculate/one',
-    '["commodity","commodity/calculate","commodity/calculate/one"]', 'success', '["Alpha","Żaba"]', '[9,133554920]', '{{}}',
-    '7', '{{"states":{{"success":70,"warning":6,"error":4,"debug":2}},"types":{{"text":54,"head":3,"raw":17,"media":8}},"max_level":3}}',
-    '82', '1', '2026-11-24T03:07:40.572474Z', '2026-11-24T03:07:40.579841Z', '3', '2026-11-27T03:07:40.572474Z', {value})
+    '["commodity","commodity/calculate","commodity/calculate/one"]', 'success', '["Alpha","Żaba"]', '[9,133554920]',
+    '{{}}', '7', '{{"states":{{"success":70,"warning":6,"error":4,"debug":2}},
+        "types":{{"text":54,"head":3,"raw":17,"media":8}},"max_level":3}}', '82', '1',
+    '2026-11-24T03:07:40.572474Z', '2026-11-24T03:07:40.579841Z', '3', '2026-11-27T03:07:40.572474Z', {value})
 """
 BUCKET_ID = "bucket_id INTEGER NOT NULL DEFAULT 0"
 BUCKET_NAME = "bucket_name TEXT"
@@ -87,7 +88,7 @@ def server(server_missing: Callable[[str], NoReturn]) -> servers.Postgres:
     """The session's PostgreSQL, whose language would order references otherwise than we do."""
     try:
         return servers.postgres()
-    except servers.ServerMissing as missing:
+    except servers.ServerMissingError as missing:
         server_missing(str(missing))
 
 
@@ -236,7 +237,8 @@ def test_ruby_updates_our_row(admin: Any, table: str, index: PostgresIndex) -> N
     index.put([sample_record(state="running", parts=1)])
     admin.execute(
         f"""UPDATE {table} SET state = 'success', tags = '["late"]'::jsonb, context = '{{"a":1}}'::jsonb, duration = 5,
-        counters = '{{}}'::jsonb, length = 9, parts = 2, last_at = first_at, expires_at = first_at WHERE reference = %s""",
+        counters = '{{}}'::jsonb, length = 9, parts = 2, last_at = first_at, expires_at = first_at
+        WHERE reference = %s""",
         (sample_record().reference,),
     )
     found = index.find(sample_record().reference)
@@ -282,7 +284,7 @@ def test_both_generations_in_one_table(admin: Any, server: servers.Postgres, tab
 
 
 @pytest.mark.parametrize(
-    ("definition", "said"),
+    "definition, said",
     [
         ("reference text PRIMARY KEY, note text", r"no column key \(text\).*no column first_at"),
         (RUBY.split("(", 1)[1].rsplit(")", 1)[0].replace("{bucket}", "other text"), "neither a column bucket_name"),
@@ -365,13 +367,17 @@ SECRET = "s3cret"
 
 
 @pytest.mark.parametrize(
-    ("url", "error", "said"),
+    "url, error, said",
     [
         ("postgresql://trifle:s3cret@127.0.0.1:{port}/postgres", ConfigurationError, "password authentication failed"),
         ("postgresql://nobody:s3cret@127.0.0.1:{port}/postgres", ConfigurationError, "authentication failed"),
         ("postgresql://trifle@127.0.0.1:{port}/postgres?password=s3cret", ConfigurationError, "authentication failed"),
         ("postgresql://trifle:s3cret@127.0.0.1:1/postgres", StoreUnavailable, "refused"),
-        ("postgresql://trifle:s3cret@127.0.0.1/x?tabel=y", ConfigurationError, "tabel.*table and buckets"),
+        (
+            "postgresql://trifle:s3cret@127.0.0.1/x?tabel=y",
+            ConfigurationError,
+            "tabel.*own options are table and buckets",
+        ),
         ("postgresql://trifle:s3cret x@127.0.0.1/x", ConfigurationError, "no URL"),
         ("postgresql://trifle:s3cret%zz@127.0.0.1/x", ConfigurationError, "no URL"),
         ("postgresql://trifle:s3cret@[::1/x", ConfigurationError, "no URL"),
@@ -381,9 +387,14 @@ SECRET = "s3cret"
 )
 def test_wrong_urls_and_logins(server: servers.Postgres, url: str, error: type[Exception], said: str) -> None:
     """Each wrong login or URL has an error that says what is wrong, and never shows the password."""
-    with pytest.raises(error, match=said) as caught, closing(open_postgres(url.format(port=server.port))) as index:
-        assert SECRET not in repr(index)
-        index.setup()
+
+    def use() -> None:
+        with closing(open_postgres(url.format(port=server.port))) as index:
+            assert SECRET not in repr(index)
+            index.setup()
+
+    with pytest.raises(error, match=said) as caught:
+        use()
     shown: BaseException | None = caught.value
     while shown is not None:
         assert SECRET not in str(shown)
@@ -413,9 +424,9 @@ def test_rights_that_are_missing(
             assert f'CREATE INDEX CONCURRENTLY IF NOT EXISTS "{table}_trace_id" ON "{table}"' in caplog.text
             guest.put([sample_record()])
             assert guest.search(Query(trace_id=sample_record().trace_id)) == [sample_record()]
-        with closing(PostgresIndex(server.url(user="guest", password="guest"), table="elsewhere")) as guest:
-            with pytest.raises(ConfigurationError, match="permission denied"):
-                guest.setup()
+        elsewhere = PostgresIndex(server.url(user="guest", password="guest"), table="elsewhere")
+        with closing(elsewhere), pytest.raises(ConfigurationError, match="permission denied"):
+            elsewhere.setup()
     finally:
         admin.execute("DROP OWNED BY guest")
         admin.execute("DROP ROLE guest")
@@ -479,7 +490,12 @@ def test_numbers_and_times_at_their_ends(index: PostgresIndex) -> None:
         sample_record(
             context={"trace_id": "x" * 100_000}, meta=2**200, first_at=datetime(1, 1, 1, tzinfo=timezone.utc)
         ),
-        **{"duration": 2**70, "length": 2**70, "parts": 2**40, "retention": 2**40, "last_at": last, "expires_at": last},
+        duration=2**70,
+        length=2**70,
+        parts=2**40,
+        retention=2**40,
+        last_at=last,
+        expires_at=last,
     )
     index.put([record])
     kept = replace(record, duration=2**63 - 1, length=2**63 - 1, parts=2**31 - 1, retention=2**31 - 1)
@@ -500,7 +516,7 @@ def test_a_batch_of_many_megabytes(index: PostgresIndex) -> None:
 def plan(admin: Any, table: str, query: Query) -> str:
     """How PostgreSQL goes about a search."""
     shape = postgres_table.Table(table)
-    rows = postgres_table.Rows(shape, shape.look(admin), postgres.Buckets())
+    rows = postgres_table.Rows(shape, shape.look(admin), Buckets())
     statement, values = postgres_table.search(rows, query)
     return "\n".join(row[0] for row in admin.execute("EXPLAIN " + statement.as_string(admin), values))
 
@@ -511,9 +527,10 @@ def test_searches_use_the_indexes(admin: Any, table: str, index: PostgresIndex) 
     admin.execute(
         f"""INSERT INTO {table} (reference, key, segments, state, tags, context, duration, first_at, last_at, retention,
             expires_at)
-        SELECT 'ref-' || n, 'k', jsonb_build_array('k', 'k/' || n % 5000), (ARRAY['success', 'error'])[1 + (n % 500 = 0)::int],
-            jsonb_build_array('n:' || n), jsonb_build_object('trace_id', md5(n::text)), n, now() - n * interval '1 s', now(),
-            7, now() FROM generate_series(1, 50000) AS n"""
+        SELECT 'ref-' || n, 'k', jsonb_build_array('k', 'k/' || n % 5000),
+            (ARRAY['success', 'error'])[1 + (n % 500 = 0)::int], jsonb_build_array('n:' || n),
+            jsonb_build_object('trace_id', md5(n::text)), n, now() - n * interval '1 s', now(), 7, now()
+        FROM generate_series(1, 50000) AS n"""
     )
     admin.execute(f"VACUUM ANALYZE {table}")
     first = admin.execute(f"SELECT context ->> 'trace_id' FROM {table} LIMIT 1").fetchone()[0]
@@ -532,43 +549,42 @@ def test_searches_use_the_indexes(admin: Any, table: str, index: PostgresIndex) 
         assert "Seq Scan" not in found
 
 
-def test_a_server_that_is_away(table: str) -> None:
+def test_a_server_that_is_away(own_server: servers.Postgres) -> None:
     """While the server is stopped calls are `StoreUnavailable`; when it is back the same index goes on."""
-    with own_server() as server, closing(PostgresIndex(server.url(), table=table)) as index:
+    with closing(PostgresIndex(own_server.url())) as index:
         index.put([sample_record()])
-        server.stop()
+        own_server.stop()
         for call in (lambda: index.put([sample_record()]), lambda: index.search(Query()), index.setup):
             with pytest.raises(StoreUnavailable):
                 call()
-        server.start()
+        own_server.start()
         index.put([sample_record(reference="after")])
         run_at_once([lambda: index.search(Query())] * 4)  # several connections idle
-        server.stop()
-        server.start()
+        own_server.stop()
+        own_server.start()
         assert len(index.search(Query())) == 2
 
 
-def own_server() -> Any:
+@pytest.fixture
+def own_server(server: servers.Postgres) -> Iterator[servers.Postgres]:
     """A server of a test's own, which it may take away."""
-    try:
-        server = servers.Postgres()
-    except servers.ServerMissing:
-        pytest.skip("said by the fixture")
-    server.start()
-    return servers.removing(server)
+    own = servers.Postgres()
+    own.start()
+    with servers.removing(own):
+        yield own
 
 
-def test_a_server_that_hangs(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs(own_server: servers.Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes connections and answers nothing is `StoreUnavailable` within the limits of time."""
     monkeypatch.setattr(postgres, "_STALLED_SECONDS", 1)
-    with own_server() as server, closing(PostgresIndex(f"{server.url()}?connect_timeout=2", table=table)) as index:
+    with closing(PostgresIndex(f"{own_server.url()}?connect_timeout=2")) as index:
         index.put([sample_record()])
-        server.freeze()
+        own_server.freeze()
         with pytest.raises(StoreUnavailable, match="no answer for 1 s"):
             index.search(Query())
         with pytest.raises(StoreUnavailable, match="timeout"):  # that connection was given up
             index.search(Query())
-        server.thaw()
+        own_server.thaw()
         assert index.search(Query()) == [sample_record()]
 
 
@@ -606,7 +622,7 @@ index.close()
 
 
 def test_two_processes_put_at_once(table: str, server: servers.Postgres, index: PostgresIndex) -> None:
-    """Two processes that make the table and put the same and other references at once lose nothing, and the rule holds."""
+    """Two processes that make the table and put the same and other references at once lose nothing; the rule holds."""
     command = [sys.executable, "-c", PUTTER, f"{server.url()}?table={table}"]
     processes = [subprocess.Popen([*command, name], cwd=REPOSITORY) for name in "ab"]
     assert [process.wait() for process in processes] == [0, 0]
@@ -621,7 +637,7 @@ def test_two_processes_put_at_once(table: str, server: servers.Postgres, index: 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_has_connections_of_its_own(server: servers.Postgres, table: str, index: PostgresIndex) -> None:
-    """Parent, child and grandchild of a fork all put and find after it, and each one's end leaves the others' working."""
+    """Parent, child and grandchild of a fork all put and find after it, and one's end leaves the others' working."""
     script = """
 import os, sys
 from trifle_otel.indexes.postgres import open_postgres
@@ -659,51 +675,12 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 @pytest.mark.fault
 @pytest.mark.timeout(120)
-def test_a_server_restarted_under_load(table: str) -> None:
-    """While four threads put and the server is restarted five times, all that was put without an error is found, once."""
-    with own_server() as server, closing(PostgresIndex(server.url(), table=table)) as index:
-        index.setup()
-        done: list[list[str]] = [[] for _ in range(4)]
-        failures = 0
-        over = threading.Event()
-
-        def put(number: int) -> None:
-            nonlocal failures
-            batches = count()
-            batch: list[TraceRecord] = []
-            while not over.is_set() or batch:
-                batch = batch or new_batch(number, next(batches))
-                try:
-                    index.put(batch)
-                except StoreUnavailable:
-                    failures += 1
-                    over.wait(0.02)
-                    continue
-                done[number] += [record.reference for record in batch]
-                batch = []
-
-        def restart() -> None:
-            for _ in range(5):
-                seen = sum(map(len, done))
-                while sum(map(len, done)) < seen + 500:
-                    over.wait(0.01)
-                server.stop()
-                server.start()
-            over.set()
-
-        run_at_once([restart, *(lambda number=number: put(number) for number in range(4))])
+def test_a_server_restarted_under_load(own_server: servers.Postgres) -> None:
+    """While threads put and the server is restarted five times, all that was put without an error is found once."""
+    with closing(PostgresIndex(own_server.url())) as index:
+        load = servers.Load(index, sample_record())
+        load.while_restarting(own_server, threads=4, restarts=5)
         found = [record for page in pages(index, Query(limit=1000)) for record in page]
-        assert sorted(record.reference for record in found) == sorted(sum(done, []))
-        assert all(replace(record, reference="", first_at=START) == SAMPLE for record in found)
-        assert failures > 0
-
-
-SAMPLE = sample_record(reference="", expires_at=START)
-
-
-def new_batch(thread: int, number: int) -> list[TraceRecord]:
-    """Twenty records of a thread's own."""
-    return [
-        replace(SAMPLE, reference=f"{thread}-{number:05}-{n:02}", first_at=START + timedelta(seconds=number))
-        for n in range(20)
-    ]
+    assert sorted(record.reference for record in found) == sorted(load.done)
+    assert all(record == sample_record(reference=record.reference) for record in found)
+    assert len(load.failures) >= 5

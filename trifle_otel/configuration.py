@@ -13,11 +13,11 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
+from trifle_otel.locations import ARCHIVES, INDEXES, forget_memories, locate, open_index, spool_folder
 from trifle_otel.recording import open_recordings
 from trifle_otel.redaction import Redactor
 from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
@@ -29,17 +29,13 @@ if TYPE_CHECKING:
 
     from trifle_otel.archive import Archive
     from trifle_otel.delivery import Delivery
-    from trifle_otel.indexes.contract import Index
     from trifle_otel.recording import Recording
     from trifle_otel.settings import Mode
     from trifle_otel.spool import Spool
-    from trifle_otel.stores.contract import Store
 
 logger = logging.getLogger("trifle_otel")
 
 PREFIX = "TRIFLE_"
-ARCHIVES = "a folder, file:///folder or memory:"
-INDEXES = "sqlite:///file or memory:"
 _IN_CODE_ALONE = {"context", "error_handler", "tracer_provider"}
 _NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS"}
 READ_WAIT = 2.0
@@ -68,16 +64,6 @@ class Changes(TypedDict, total=False):
     events_budget: int
     service: str | None
     tracer_provider: TracerProvider | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """What a URL names: what makes the store, the archive's URI, the index beside it, the spool's folder."""
-
-    store: Callable[[], Store]
-    uri: str
-    index: str
-    spool: Path | None
 
 
 _delivery: Delivery | None = None
@@ -121,7 +107,7 @@ def reset() -> None:
         _earlier.clear()
         install(None)
         forget_callbacks()
-        _memories.clear()
+        forget_memories()
     for delivery in deliveries:
         delivery.shutdown(delivery.settings.exit_timeout)
         delivery.archive.close()
@@ -150,42 +136,13 @@ def open_archive(archive: str | os.PathLike[str], index: str | None = None) -> A
     from trifle_otel.archive import Archive
 
     location = locate(os.fspath(archive))
-    opened = Archive(location.store(), open_index(index or location.index), url=location.uri)
-    opened.spool = location.spool
+    index = index or location.index
+    if index is None:
+        raise ConfigurationError(f"the archive {location.uri} needs an index; name one: {INDEXES}")
+    opened = Archive(location.store(), open_index(index), url=location.uri)
+    given = os.environ.get("TRIFLE_SPOOL")
+    opened.spool = spool_folder(location.uri, given) if given else location.spool
     return opened
-
-
-def locate(archive: str) -> Location:
-    """What the URL of an archive names. Raises `ConfigurationError`."""
-    scheme, path = _parse(archive, f"archive {archive!r}")
-    if scheme in ("", "file"):
-        from trifle_otel.stores.files import FileStore
-
-        folder = _folder(path)
-        uri = f"file://{quote(folder.as_posix())}"
-        return Location(
-            lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool"
-        )
-    if scheme == "memory":
-        from trifle_otel.stores.memory import MemoryStore
-
-        return Location(lambda: _shared(MemoryStore, path), archive, archive, None)
-    raise ConfigurationError(f"archive {archive!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
-
-
-def open_index(index: str) -> Index:
-    """The index at a URL. Raises `ConfigurationError`."""
-    scheme, path = _parse(index, f"index {index!r}")
-    if scheme == "sqlite":
-        from trifle_otel.indexes.sqlite import SQLiteIndex
-
-        return SQLiteIndex(_folder(path))
-    if scheme == "memory":
-        from trifle_otel.indexes.memory import MemoryIndex
-
-        shared: Index = _shared(MemoryIndex, path)
-        return shared
-    raise ConfigurationError(f"index {index!r} has an unknown scheme {scheme!r}; it is {INDEXES}")
 
 
 def default_archive() -> str:
@@ -219,8 +176,8 @@ def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:
 
     runtime = Runtime(settings, None)
     beside = archive.spool
-    archive.spool = _folder(settings.spool) if settings.spool else archive.spool
-    spool = _open_spool(archive.spool, settings)
+    archive.spool = spool_folder(archive.url, settings.spool) if settings.spool else beside
+    spool = _open_spool(archive, settings)
     direct = spool is not None and spool.root == beside and not archive.store.remote
     delivery = Delivery(archive, spool, settings, runtime.troubles, direct=direct)
     runtime.sink = delivery
@@ -247,15 +204,13 @@ def _prepare(archive: Archive) -> None:
         logger.warning("the index of %s cannot be written now; rows wait: %s", archive.url, error)
 
 
-def _open_spool(folder: Path | None, settings: Settings) -> Spool | None:
+def _open_spool(archive: Archive, settings: Settings) -> Spool | None:
     """A spool where it can be written: in its place, else in the user's state folder, else none but memory."""
-    if folder is None:
+    if archive.spool is None:
         return None
-    from platformdirs import user_state_path
-
     from trifle_otel.spool import Spool
 
-    for root in (folder, user_state_path("trifle_otel") / "spool"):
+    for root in (archive.spool, spool_folder(archive.url)):
         spool = Spool(root, fsync=settings.fsync)
         try:
             spool.open()
@@ -265,46 +220,6 @@ def _open_spool(folder: Path | None, settings: Settings) -> Spool | None:
             return spool
     logger.warning("no spool can be written: what waits for the archive is in memory, and lost if the process dies")
     return None
-
-
-def _folder(path: str) -> Path:
-    try:
-        if "\0" in path:
-            raise ValueError("it holds a NUL")
-        path.encode()
-        return Path(path).expanduser().absolute()
-    except (ValueError, RuntimeError) as error:  # no such user's home
-        raise ConfigurationError(f"{path!r} is no path: {error}") from error
-
-
-def _parse(url: str, what: str) -> tuple[str, str]:
-    """Scheme ('' for a path) and path of a URL."""
-    if ":" not in url or os.path.isabs(url) or url.startswith("."):
-        if not url:
-            raise ConfigurationError("the archive has no name; it is " + ARCHIVES)
-        return "", url
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"{what} is not a URL: {error}") from error
-    if len(parts.scheme) == 1:  # a drive letter
-        return "", url
-    if parts.query or parts.fragment:
-        raise ConfigurationError(f"{what} has options; {parts.scheme}: takes none")
-    if parts.scheme in ("file", "sqlite"):
-        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise ConfigurationError(f"{what} names no path; write three slashes, as in {parts.scheme}:///var/traces")
-        return parts.scheme, unquote(parts.path if not parts.path.startswith("//") else parts.path[1:])
-    return parts.scheme, parts.path
-
-
-_memories: dict[tuple[type, str], Any] = {}
-
-
-def _shared(kind: type[Any], name: str) -> Any:
-    """What `memory:` names is shared in this process, so that what was recorded can be read."""
-    with _lock:
-        return _memories.setdefault((kind, name), kind())
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:

@@ -78,7 +78,7 @@ class Delivery:
     def uri(self, recording: Recording) -> str | None:
         """See `runtime.Sink`."""
         folder = Folder(recording.settle_retention(), recording.key, recording.reference, recording.bucket)
-        return f"{self.archive.url}/{folder.path}" if self.archive.url else None
+        return self.archive.store.uri(folder)
 
     def finish(self, recording: Recording) -> None:
         """See `runtime.Sink`."""

@@ -236,7 +236,7 @@ class Shipper:
         return failed
 
     def _bring(self, parcel: Parcel, outcomes: dict[int, Exception | None], down: StoreUnavailable | None) -> None:
-        """Store a parcel, if it is not, and make its row the next to be indexed. `down`: why no other is to be tried."""
+        """Store a parcel, if it is not yet, and have its row indexed. `down`: why no other is to be tried."""
         if id(parcel) in outcomes:
             _raise(outcomes[id(parcel)])
         elif not parcel.stored:

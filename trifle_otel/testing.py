@@ -274,8 +274,12 @@ class IndexContract:
 
     def kept(self, record: TraceRecord) -> TraceRecord:
         """A record with its times as the index keeps them."""
-        times = ("first_at", "last_at", "expires_at")
-        return replace(record, **{name: _rounded(getattr(record, name), self.tick) for name in times})
+        return replace(
+            record,
+            first_at=_rounded(record.first_at, self.tick),
+            last_at=_rounded(record.last_at, self.tick),
+            expires_at=_rounded(record.expires_at, self.tick),
+        )
 
     def sample(self, **changes: Any) -> TraceRecord:
         """A `sample_record` with its times as the index keeps them."""

@@ -265,9 +265,9 @@ class MongoIndex(Index):
 
 
 def open_mongo(url: str) -> MongoIndex:
-    """The index at `mongodb://host:27017/database?collection=trifle_traces&buckets=a,b`; other options are the driver's.
+    """The index at `mongodb://host:27017/database?collection=trifle_traces&buckets=a,b`.
 
-    No connection is made. Raises `ConfigurationError` for a URL that cannot be one.
+    Other options are the driver's. No connection is made. Raises `ConfigurationError` for a URL that cannot be one.
     """
     rest, options = remote.split_options(url, ("collection", "buckets"))
     buckets = [name for name in options.get("buckets", "").split(",") if name]
@@ -286,7 +286,7 @@ def _limits(url: str) -> dict[str, Any]:
             said = remote.without_secrets(_first_line(error), url)
             # Not the cause: it may show the password.
             raise ConfigurationError(
-                f"{shown} is no URL of MongoDB: {said}; beside the driver's there are the options collection and buckets"
+                f"{shown} is no URL of MongoDB: {said}; our own options are collection and buckets"
             ) from None
     given = {pair.partition("=")[0].lower() for pair in url.partition("?")[2].split("&")}
     return {name: value for name, value in _LIMITS.items() if name.lower() not in given}

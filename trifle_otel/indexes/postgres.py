@@ -41,7 +41,6 @@ _TABLE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _MOST_IDLE = 4
 _TRIES = 4
 _STALLED_SECONDS = STATEMENT_SECONDS + 5  # a server that has not even cancelled the statement by then
-_SETUP_LOCK_SECONDS = 2
 _PROBE = "trifle-otel-check"
 _WRONG = ("28", "3D", "3F", "42", "23")  # classes of errors: logins, databases, schemas, tables and rights, their shape
 # What the server says about a login comes without a code, in its own language; what is not known here may pass.
@@ -210,7 +209,7 @@ class PostgresIndex(Index):
 
     def _make(self, connection: _Connection) -> Look:
         with connection.transaction():
-            connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{_SETUP_LOCK_SECONDS}s'"))
+            connection.execute("SET LOCAL lock_timeout = '2s'")  # writers would wait behind us
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"trifle {self._table.name}",))
             look = self._table.look(connection)  # another process may have been quicker
             if not look.exists:
@@ -321,7 +320,7 @@ def _options(url: str) -> dict[str, Any]:
         said = remote.without_secrets(_first_line(error), url)
         # Not the cause: it may show the password.
         raise ConfigurationError(
-            f"{remote.shown(url)} is no URL of PostgreSQL: {said}; beside libpq's there are the options table and buckets"
+            f"{remote.shown(url)} is no URL of PostgreSQL: {said}; our own options are table and buckets"
         ) from None
     limits = f"-c statement_timeout={STATEMENT_SECONDS}s -c timezone=UTC {given.get('options') or ''}"
     return {

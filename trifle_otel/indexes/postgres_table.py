@@ -6,8 +6,8 @@ Connections, and what errors mean, are `postgres`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from datetime import timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
@@ -305,4 +305,5 @@ def _listed(items: Iterable[str]) -> sql.SQL:
 
 def _sql(text: str) -> sql.SQL:
     """SQL that is put together from this module's own texts."""
-    return sql.SQL(cast("LiteralString", text))
+    literal: LiteralString = text  # type: ignore[assignment,unused-ignore] # pyright: ignore[reportAssignmentType]
+    return sql.SQL(literal)

@@ -60,7 +60,7 @@ def without_secrets(text: str, url: str) -> str:
 
 
 def time_of(nanoseconds: int) -> datetime:
-    """Unix time in nanoseconds as a datetime, rounded down to the microsecond; the calendar's end for what is beyond."""
+    """Unix time in nanoseconds as a datetime, rounded down to the microsecond; an end of the calendar beyond it."""
     try:
         return EPOCH + timedelta(microseconds=nanoseconds // 1000)
     except OverflowError:

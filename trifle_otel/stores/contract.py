@@ -79,6 +79,10 @@ class Store(ABC):
         """The bucket for a new trace, or None where the store has no buckets."""
         return None
 
+    def uri(self, folder: Folder) -> str | None:
+        """The URI of a trace's folder, for people to follow; None where there is none."""
+        return None
+
     @abstractmethod
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
         """Store `data` (bytes, or a file's contents) under `name`: whole or not at all, replacing what is there."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+from urllib.parse import quote
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.records import Folder
@@ -57,6 +58,10 @@ class FileStore(Store):
             raise ConfigurationError(f"the archive {self._root} is not a folder; name a folder") from error
         except OSError as error:
             raise _unavailable(error) from error
+
+    def uri(self, folder: Folder) -> str:
+        """A `file:` URI."""
+        return f"file://{quote(self._root)}/{quote(folder.path)}"
 
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
         """Write a temporary file beside the place of the file, and rename it."""

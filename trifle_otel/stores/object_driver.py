@@ -173,7 +173,8 @@ def _never_freed(client: Any) -> None:
 
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>([\w.-]{1,100})</Code>")
+# of a whole answer, or of one object among those that a request was to delete
+_CODE = re.compile(r"(?:<Code>|\(code: )([\w.-]{1,100})(?:</Code>|\))")
 _MENDED_BY_WAITING = {
     "ExpiredToken",
     "RequestTimeout",
@@ -237,8 +238,8 @@ def _explained(text: str, status: re.Match[str] | None, code: str) -> str:
         return "the bucket is in another region; name it, as in ?region=eu-central-1"
     if code == "NoSuchKey" or (status and status.group(1) == "404"):
         return "it is not there"
-    if status:
-        return f"the store answered {status.group(1)}" + (f" {code}" if code else "")
+    if status or code:
+        return " ".join(filter(None, ("the store answered", status and status.group(1), code)))
     for sign, meaning in _CAUSES.items():
         if sign in text:
             return f"out of reach: {meaning}"
