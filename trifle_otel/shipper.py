@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.context import attach, set_value
 
 from trifle_otel.encoding import RECORD_NAME, decode_record, encode_record
-from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.metrics import Waiting
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.spool import Orphan, Parcel, Spool
@@ -219,11 +219,11 @@ class Shipper:
         todo = [parcel for parcel in batch if parcel.kind != "bump" or parcel.local not in ended]
         outcomes = self._move(todo)
         failed: list[Parcel] = []
-        down: StoreUnavailable | None = None
+        down: Exception | None = None
         for parcel in todo:
             try:
                 self._bring(parcel, outcomes, down)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, ConfigurationError) as error:  # also credentials that have changed
                 if down is None:
                     self._failed(error, "the archive cannot be written; traces wait")
                 down = error
@@ -235,7 +235,7 @@ class Shipper:
             self._pause = 0.0
         return failed
 
-    def _bring(self, parcel: Parcel, outcomes: dict[int, Exception | None], down: StoreUnavailable | None) -> None:
+    def _bring(self, parcel: Parcel, outcomes: dict[int, Exception | None], down: Exception | None) -> None:
         """Store a parcel, if it is not yet, and have its row indexed. `down`: why no other is to be tried."""
         if id(parcel) in outcomes:
             _raise(outcomes[id(parcel)])
@@ -328,7 +328,7 @@ class Shipper:
             parcels = self._unindexed[:BATCH]
             try:
                 self.index.put([parcel.record for parcel in parcels])
-            except (StoreUnavailable, DamagedArchive) as error:
+            except (StoreUnavailable, DamagedArchive, ConfigurationError) as error:
                 self._failed(error, "the index cannot be written; rows wait")
                 return False
             del self._unindexed[: len(parcels)]
@@ -356,7 +356,7 @@ class Shipper:
         for orphan in self.spool.orphans():
             try:
                 adopted += self._adopt(orphan)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, ConfigurationError, DamagedArchive) as error:
                 self._failed(error, "what a dead process left cannot be shipped yet")
             except OSError as error:
                 self.troubles.report("what a dead process left cannot be read", error)
