@@ -1,7 +1,8 @@
 """All benchmarks, one table: `python -m benchmarks.run` from the top folder of the source tree.
 
 It needs the extra `demo`, for the demonstration job. Ratios are what to go by: both sides are measured in turn. The
-absolute figures hold for the machine that is named below the table, while it is not busy with something else.
+absolute figures hold for the machine that is named below the table, while it is not busy with something else. All is
+deleted at the end, which makes the disk of a run that follows within some minutes slower on ext4 (see `traces`).
 """
 
 from __future__ import annotations

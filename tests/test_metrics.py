@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+from trifle_otel.conventions import METRICS
+
+README = Path(__file__).parents[1] / "README.md"
 
 SCRIPT = """
 import json
@@ -63,3 +69,11 @@ def test_jobs_and_shipping_are_measured() -> None:
     assert found["trifle.waiting.bytes[]"] > 100
     assert found["trifle.waiting.age[]"] > 0.1
     assert found["trifle.problems[the archive cannot be written; traces wait]"] >= 1
+
+
+def test_the_readme_names_every_metric() -> None:
+    """Its table has the names and descriptions that are sent."""
+    rows = re.findall(
+        r"^\| `(trifle\.[a-z.]+)` \| (?:counter|gauge|histogram), `\S+` \| (.+) \|$", README.read_text(), re.M
+    )
+    assert dict(rows) == METRICS
