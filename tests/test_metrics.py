@@ -74,6 +74,6 @@ def test_jobs_and_shipping_are_measured() -> None:
 def test_the_readme_names_every_metric() -> None:
     """Its table has the names and descriptions that are sent."""
     rows = re.findall(
-        r"^\| `(trifle\.[a-z.]+)` \| (?:counter|gauge|histogram), `\S+` \| (.+) \|$", README.read_text(), re.M
+        r"^\| `(trifle\.[a-z.]+)` \| (?:counter|gauge|histogram), `\S+` \| (.+) \|$", README.read_text(), re.MULTILINE
     )
     assert dict(rows) == METRICS

@@ -728,6 +728,26 @@ def test_no_more_than_the_bound_is_under_way(server: S3Server, bucket: str, tmp_
     assert max(most) == 4
 
 
+def test_large_files_are_not_all_in_memory_at_once(server: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Of large files two are under way at once, however many requests may be."""
+    under_way: list[int] = []
+    most: list[int] = []
+    lock = threading.Lock()
+
+    class Watched(ObjectStore):
+        def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
+            with lock:
+                under_way.append(1)
+                most.append(len(under_way))
+            super().write(folder, name, data)
+            under_way.pop()
+
+    local = local_folder(tmp_path, {f"artifacts/{number}": bytes(1 << 20) for number in range(8)})
+    Watched(ObjectLocation("s3", (bucket,), endpoint=server.endpoint)).take(FOLDER, local)
+    assert len(most) == 8
+    assert max(most) <= 2
+
+
 def test_without_threads_one_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be started, as at the interpreter's end, the tasks are done one after the other."""
 

@@ -35,7 +35,7 @@ from trifle_otel.stores.parallel import RECORD, local_trouble, take_at_once
 
 CONNECT_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 30.0
-AT_ONCE = 8  # requests of one `take` or `take_many`
+AT_ONCE = 16  # requests of one `take` or `take_many`
 LONGEST_NAME = 1024  # bytes
 DELETED_AT_ONCE = 1000  # more, no S3 takes in one request
 

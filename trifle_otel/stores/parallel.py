@@ -20,16 +20,19 @@ from trifle_otel.records import Folder
 from trifle_otel.stores.contract import OutOfReach, Store
 
 RECORD = "record.json"
+LARGE = 1 << 20  # bytes
 
 
 def take_at_once(store: Store, moves: Sequence[tuple[Folder, Path]], limit: int) -> list[Exception | None]:
     """What `Store.take_many` does, by up to `limit` calls of `store.write` at once.
 
-    First all that is no record, then the records of those folders that are whole. Once a call was `OutOfReach`, what
-    else goes to its bucket is not tried.
+    First all that is no record, large files two at once, since a store may hold as much of each in memory; then the
+    records of those folders that are whole. Once a call was `OutOfReach`, what else goes to its bucket is not tried.
     """
     batch = _Batch(store, moves)
-    at_once(batch.uploads(), limit)
+    small, large = batch.uploads()
+    at_once(small, limit)
+    at_once(large, min(limit, 2))
     at_once(batch.endings(), limit)
     return batch.errors
 
@@ -46,17 +49,20 @@ class _Batch:
         self.errors: list[Exception | None] = [None] * len(moves)
         self.down: dict[str | None, OutOfReach] = {}
 
-    def uploads(self) -> list[Callable[[], None]]:
-        """A task for each file that is no record."""
-        tasks: list[Callable[[], None]] = []
+    def uploads(self) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+        """A task for each file that is no record: for the small ones, and for the large ones."""
+        small: list[Callable[[], None]] = []
+        large: list[Callable[[], None]] = []
         for at, (folder, local) in enumerate(self.moves):
             try:
-                names = [name for name in _files_below(os.fspath(local), "") if name != RECORD]
+                files = [file for file in _files_below(os.fspath(local), "") if file[0] != RECORD]
             except OSError as error:
                 self.errors[at] = local_trouble(local, error)
                 continue
-            tasks += [partial(self._try, at, self._upload, folder, name, local) for name in names]
-        return tasks
+            for name, size in files:
+                tasks = small if size < LARGE else large
+                tasks.append(partial(self._try, at, self._upload, folder, name, local))
+        return small, large
 
     def endings(self) -> list[Callable[[], None]]:
         """A task for each folder that is whole so far."""
@@ -128,8 +134,8 @@ def at_once(tasks: Sequence[Callable[[], None]], limit: int) -> None:
         thread.join()
 
 
-def _files_below(path: str, prefix: str) -> Iterator[str]:
-    """Names of the files below a local folder; none where it is not there."""
+def _files_below(path: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the files below a local folder; none where it is not there."""
     try:
         entries = list(os.scandir(path))
     except FileNotFoundError:
@@ -138,7 +144,7 @@ def _files_below(path: str, prefix: str) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             yield from _files_below(entry.path, f"{prefix}{entry.name}/")
         elif entry.is_file():
-            yield prefix + entry.name
+            yield prefix + entry.name, entry.stat().st_size
 
 
 def local_trouble(path: Path, error: OSError) -> Exception:
