@@ -138,6 +138,24 @@ def test_a_trace_goes_to_object_storage_and_a_database(
         assert list(archive.store.folders()) == []
 
 
+def test_first_use_by_the_environment_waits_for_no_network(
+    s3: str, server_missing: Callable[[str], NoReturn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was configured by variables alone runs while S3 is down, and is archived when it is back."""
+    _, url = postgres(server_missing)
+    monkeypatch.setenv("TRIFLE_ARCHIVE", s3)
+    monkeypatch.setenv("TRIFLE_INDEX", url)
+    running["s3"].hang()
+    start = time.monotonic()
+    with trifle.tracer("jobs/one", tags=["outage"]) as job:
+        trifle.trace("line")
+    assert time.monotonic() - start < 2
+    running["s3"].go_on()
+    assert trifle.flush(30)
+    with Archive.open(s3, url) as archive:
+        assert len(archive.entries(job.reference)) == 2
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(180)
 def test_s3_is_killed_for_30_seconds_under_load(s3: str, server_missing: Callable[[str], NoReturn]) -> None:

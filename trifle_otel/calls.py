@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from time import time_ns
 from types import TracebackType
@@ -34,6 +35,7 @@ from trifle_otel.recording import (
     spill,
 )
 from trifle_otel.records import ERROR, SUCCESS, WARNING
+from trifle_otel.redaction import Redactor
 from trifle_otel.references import safe_key, safe_name
 from trifle_otel.runtime import Runtime, runtime
 from trifle_otel.settings import LONGEST_RETENTION
@@ -121,7 +123,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         if mode not in ("live", "deferred"):
             run.troubles.report("a trace was given a mode that is neither live nor deferred", ValueError(mode))
             mode = settings.default_mode
-        key = safe_key(_screened(run, safe_key(self._key)))
+        key = _plain_key(run.redactor, self._key if type(self._key) is str else text_of(self._key))
         span = live_spans.start_root(run, key, self._kind, {names.KEY: key, names.MODE: mode}, context)
         if run.sink is None and span.context is context:  # no span, no archive; one that is sampled out is made current
             return None
@@ -400,6 +402,13 @@ def _set_state(state: str) -> None:
 def _add_tag(recording: Recording, label: object) -> None:
     if label is not None:
         recording.tags[label if type(label) is str else text_of(label)] = None
+
+
+@lru_cache(maxsize=1024)
+def _plain_key(redactor: Redactor | None, key: str) -> str:
+    """A key that is safe as a path and holds no secret. There are few keys, so the work is done once for each."""
+    safe = safe_key(key)
+    return safe if redactor is None else safe_key(redactor.text(safe))
 
 
 def _screened(run: Runtime, text: str) -> str:

@@ -162,11 +162,15 @@ def configure_from_environment() -> None:
     settings = make_settings(None, {})
     with _lock:
         archive = open_archive(settings.archive, settings.index)
+        remote = archive.store.remote or archive.index.remote
         try:
-            _prepare(archive)
+            if not remote:
+                _prepare(archive)
         except DamagedArchive as error:  # nobody is there to repair it: payloads can be kept all the same
             logger.warning("rows wait until the index is repaired: %s", error)
         _put_in_force(archive, settings)
+        if remote and _delivery is not None:  # this is a job's own thread, which waits for no network
+            _delivery.shipper.prepare = archive.setup
 
 
 def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:

@@ -210,6 +210,7 @@ class Recording:
         self.lines: list[Line] | None = []
         self.rest: list[Line] = []
         self.tags: dict[str, None] = {}
+        self.clean_tags: list[str] = []  # the same, screened, as of the last part
         self.open: dict[Frame, Frame] = {}
         self.late = 0
         self.number = 0

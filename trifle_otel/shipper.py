@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 256
 LONGEST_QUEUE: Final = 10_000  # parcels in memory whose row alone is missing; more are left to `recover` or `reindex`
-LINGER: Final = 0.05  # seconds that the first of a batch waits for others
+LINGER: Final = 0.25  # seconds that the first of a batch waits for others; a flush cuts it short
 ADOPT_EVERY: Final = 10.0
 QUIET_AFTER_FORK: Final = 5.0  # a child that is recycled after one job must not connect to a remote store for it
 FIRST_PAUSE: Final = 0.2
@@ -65,6 +65,8 @@ class Shipper:
         self.limit = limit
         self.shipped = 0
         self.on_shipped: Callable[[int], None] | None = None
+        self.prepare: Callable[[], None] | None = None
+        """What is to be done before anything is shipped, until it succeeds."""
         self._quiet_until = 0.0
         self._begin()
 
@@ -215,6 +217,8 @@ class Shipper:
 
     def _ship(self, batch: list[Parcel]) -> list[Parcel]:
         """Ship a batch; gives what has to be tried again, in order."""
+        if not self._is_prepared():
+            return batch
         ended = {parcel.local for parcel in batch if parcel.kind == "final" and parcel.local is not None}
         todo = [parcel for parcel in batch if parcel.kind != "bump" or parcel.local not in ended]
         outcomes = self._move(todo)
@@ -234,6 +238,16 @@ class Shipper:
         if self._index() and not failed:
             self._pause = 0.0
         return failed
+
+    def _is_prepared(self) -> bool:
+        try:
+            if self.prepare is not None:
+                self.prepare()
+                self.prepare = None
+        except (StoreUnavailable, ConfigurationError, DamagedArchive) as error:
+            self._failed(error, "the archive cannot be set up; traces wait")
+            return False
+        return True
 
     def _bring(self, parcel: Parcel, outcomes: dict[int, Exception | None], down: Exception | None) -> None:
         """Store a parcel, if it is not yet, and have its row indexed. `down`: why no other is to be tried."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from types import TracebackType
+from typing import Any
 
 from trifle_otel.cli.options import Flag, Place, open_new, opened
-from trifle_otel.cli.terminal import progress
+from trifle_otel.cli.terminal import complain, progress
 from trifle_otel.cli.visible import count, visible
-from trifle_otel.errors import UsageError
+from trifle_otel.errors import MissingDependency, UsageError
 
 
 class Failures(logging.Handler):
@@ -81,9 +83,32 @@ def recover(*, watch: Flag = False, every: float = 10, place: Place | None = Non
     return failures.code
 
 
-def setup(*, place: Place | None = None) -> int:
-    """Create what the archive and its index need; what is there stays as it is."""
+def setup(*, days: list[int] | None = None, place: Place | None = None) -> int:
+    """Create what the archive and its index need; what is there stays as it is.
+
+    Parameters
+    ----------
+    days
+        Retention classes, for object storage: each gets a lifecycle rule, beside the rules that the bucket has. Without
+        the extra s3-setup the rules are printed, for a tool of your own.
+    """
     with open_new(place or Place()) as archive:
         archive.setup()
+        lifecycle = getattr(archive.store, "lifecycle", None)
+        if days and lifecycle is None:
+            raise UsageError(f"--days is for object storage; the retention of {archive.url} is kept by `cleanup`")
+        if days and not _set_lifecycle(archive.store, days):
+            return 1
         print(visible(f"{archive.url} is ready."))
     return 0
+
+
+def _set_lifecycle(store: Any, days: list[int]) -> bool:
+    """Set the rules, or print them where nothing that could set them is installed."""
+    try:
+        store.lifecycle(days)
+    except MissingDependency as error:
+        complain(f"{error}; or give these rules to the bucket yourself:")
+        print(json.dumps({"Rules": store.lifecycle_rules(days)}, indent=2))
+        return False
+    return True

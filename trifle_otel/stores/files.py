@@ -28,6 +28,7 @@ _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 _TRIES = 100
 _CHUNK = 1 << 20
+_REMEMBERED = 10_000  # parents
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
 _OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
@@ -46,6 +47,9 @@ class FileStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self._root = os.path.abspath(root)
+        # Parents that were no links when a trace moved in. Looking at each level again for each trace costs twice the
+        # rename, and who can put a link in the place of a folder of ours later has our rights already.
+        self._sound: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"FileStore({self._root!r})"
@@ -130,10 +134,19 @@ class FileStore(Store):
         """Move a folder in by one rename, or file by file where the trace has files already or the disk is another."""
         target = self._path(folder)
         source = os.fspath(local)
+        parent = os.path.dirname(target)
+        if parent in self._sound:
+            try:
+                os.rename(source, target)
+                return
+            except OSError:  # whatever it is, the long way finds it too
+                self._sound.pop(parent, None)
         with _translated():
             if os.path.isdir(source):
                 try:
-                    self._in_parent(os.path.dirname(target), lambda: os.rename(source, target))
+                    self._in_parent(parent, lambda: os.rename(source, target))
+                    if len(self._sound) < _REMEMBERED:
+                        self._sound[parent] = None
                     return
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV):

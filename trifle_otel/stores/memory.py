@@ -20,6 +20,10 @@ class MemoryStore(Store):
         self._lock = threading.Lock()  # guards _payloads
         self._payloads: dict[str, tuple[Folder, dict[str, bytes]]] = {}
 
+    def uri(self, folder: Folder) -> str:
+        """A name that is good in this process alone."""
+        return f"memory:/{folder.path}"
+
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
         """Keep the bytes. Raises `NotFound` where the file to read them from is not there."""
         path, name = checked_path(folder), checked_name(name)

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,11 +57,9 @@ def open_objects(url: str) -> ObjectStore:
     Raises `ConfigurationError` for a URL that is wrong, and `MissingDependency` where obstore is not installed.
     Nothing is connected to yet.
     """
-    from importlib.util import find_spec  # noqa: PLC0415 - loading obstore itself is left to the first call
-
     location = parse_object_url(url)
     if find_spec("obstore") is None:
-        load_obstore()
+        load_obstore()  # raises; where obstore is there, loading it is left to the first call
     return ObjectStore(location)
 
 
