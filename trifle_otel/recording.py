@@ -397,19 +397,17 @@ def open_block(outer: Frame, context: Context, message: str, state: str, head: b
     if lines is None:
         recording.count_late()
         return None
-    if message.__class__ is not str:
-        message = text_of(message)
     frame = Frame(outer, recording, outer.level + 1, message, state)
-    now = time_ns()
     frame.before = context
-    if recording.spans is not None:
-        context = live_spans.open_block(frame, outer, context, now)
-    frame.ours = ours = Context({**context, FRAME: frame})
     if recording.spans is None:
-        lines.append((now, message, state, OPEN_HEAD if head else OPEN, frame))
+        frame.ours = ours = Context({**context, FRAME: frame})
+        lines.append((time_ns(), message, state, OPEN_HEAD if head else OPEN, frame))
         if len(lines) > recording.overflow:
             spill(recording)
     else:
+        now = time_ns()
+        context = live_spans.open_block(frame, outer, context, now)
+        frame.ours = ours = Context({**context, FRAME: frame})
         recording.note((now, message, state, OPEN_HEAD if head else OPEN, frame), None)
     recording.open[frame] = frame  # after its line: an error in between, of recursion say, leaves no end without start
     attach(ours)
