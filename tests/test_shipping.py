@@ -340,16 +340,16 @@ def test_a_long_live_trace_does_not_pile_up_in_memory(tmp_path: Path) -> None:
     """Many lines are flushed without waiting for the timer, and all of them are in the archive."""
     setup = Setup(tmp_path)
     with trifle.tracer("jobs/long", mode="live") as job:
-        for number in range(50_000):
+        for number in range(100_000):
             trifle.trace(f"line {number}")
             assert job.lines is not None
-            assert len(job.lines) <= 20_001
+            assert len(job.lines) < 45_000
     assert trifle.flush(20)
     record = setup.archive.find(job.reference)
-    assert record.length == 50_001
-    assert record.parts == 3
+    assert record.length == 100_001
+    assert record.parts >= 3
     entries = setup.archive.entries(record)
-    assert entries[-1].message == "line 49999"
+    assert entries[-1].message == "line 99999"
     setup.delivery.shutdown(5)
 
 

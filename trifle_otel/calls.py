@@ -24,6 +24,7 @@ from trifle_otel.recording import (
     FRAME,
     HEAD,
     OVERFLOW,
+    SELDOM,
     TEXT,
     Frame,
     Recording,
@@ -32,7 +33,6 @@ from trifle_otel.recording import (
     open_block,
     plain_context,
     put,
-    spill,
 )
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.redaction import Redactor
@@ -259,33 +259,15 @@ def trace(message: object, block: Callable[[], Any] | None = None, *, state: str
         return _block(frame, context, message, block, state, head)
     if frame is None:
         return None
-    recording = frame.recording
-    lines = recording.lines
-    if lines is None:
-        return recording.count_late()
     if type(message) is not str:  # not its `__class__`, which a value may lie about, or raise at
         message = text_of(message)
     if state is not SUCCESS:
         state = _state_of(state)
-    line = (time_ns(), message, state, HEAD if head else TEXT, frame)
-    events = frame.events
-    if events is None:
-        lines.append(line)
-    else:  # what `note` does, without its calls: where spans record, they were a sixth of the cost of a line of ours
-        with recording.lock:
-            if recording.lines is None:
-                recording.late += 1
-                return None
-            lines.append(line)
-            number = recording.number = recording.number + 1
-            first = events.first
-            if len(first) < events.room:
-                first.append(line)
-                events.numbers.append(number)
-            else:
-                events.add(number, line)
-    if len(lines) > recording.overflow:
-        spill(recording)
+    recording = frame.recording
+    now = time_ns()
+    recording.append((now, message, state, HEAD if head else TEXT, frame))
+    if not now & SELDOM:
+        recording.relieve()
     return None
 
 
@@ -486,5 +468,5 @@ def _unrecorded() -> Recording:
         _nothing = Recording(
             Runtime(runtime().settings, None), "unrecorded", mode="deferred", reference=None, meta=None
         )
-        _nothing.lines = None
+        _nothing.abandon()
     return _nothing

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from trifle_otel.encoding import artifact_name, clean_text, finish_part, part_name
 from trifle_otel.recording import CLOSE, HEAD, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Line, Recording
 from trifle_otel.records import CLOSED, OPENED, RESULT, SUCCESS, TraceRecord
+from trifle_otel.redaction import Redactor
 from trifle_otel.references import new_reference, segments
 from trifle_otel.shapes import Line as Entry
 from trifle_otel.shapes import Media, Offloaded, Shape, encode
@@ -39,10 +40,7 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     settings = runtime.settings
     texts = [line[1] for line in lines]
     if runtime.redactor is not None:
-        tags = list(recording.tags)  # along with the lines: another pass would cost as much as a tenth of this one
-        screened = runtime.redactor.texts([*texts, *tags])
-        texts = screened[: len(texts)]
-        recording.clean_tags = screened[len(texts) :]
+        texts = _screened(recording, runtime.redactor, texts)
     entries, data, tally = _written(lines, texts)
     _count(recording, len(entries), tally)
     artifacts: dict[str, bytes] = {}
@@ -54,6 +52,13 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     recording.parts += 1
     compress = settings.gzip
     return Part(part_name(recording.parts, compress=compress), finish_part(data, compress=compress), artifacts)
+
+
+def _screened(recording: Recording, redactor: Redactor, texts: list[str]) -> list[str]:
+    """Texts without their secrets, and the tags along with them: a pass of their own would cost a tenth of this one."""
+    screened = redactor.texts([*texts, *recording.tags])
+    recording.clean_tags = screened[len(texts) :]
+    return screened[: len(texts)]
 
 
 def record_of(recording: Recording, state: str, now_ns: int) -> TraceRecord:
