@@ -183,7 +183,8 @@ class RootFrame(Frame):
             self.recording.runtime.troubles.report("a trace could not be ended", fault)
         finally:
             self.put_back()
-            vars(self.recording).pop("root", None)
+            if hasattr(self.recording, "root"):
+                del self.recording.root
 
 
 class Recording:
@@ -193,6 +194,47 @@ class Recording:
     the list needs no lock; `lock` guards the numbering of lines (which only spans need) and `packing`
     guards what is stored: `parts`, `length`, `counters`.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "append",
+        "bucket",
+        "bumped",
+        "clean_tags",
+        "context",
+        "counters",
+        "ended",
+        "first_ns",
+        "ignored",
+        "key",
+        "late",
+        "length",
+        "lines",
+        "lock",
+        "meta",
+        "mode",
+        "names",
+        "nothing",
+        "number",
+        "open",
+        "original_key",
+        "overflow",
+        "packing",
+        "parts",
+        "reference",
+        "rest",
+        "retention",
+        "root",
+        "runtime",
+        "serialize",
+        "span_id",
+        "spans",
+        "spooled",
+        "started",
+        "state",
+        "tags",
+        "trace_id",
+    )
 
     def __init__(self, runtime: Runtime, key: str, *, mode: str, reference: str | None, meta: Any) -> None:
         self.runtime = runtime
