@@ -265,7 +265,24 @@ def trace(message: object, block: Callable[[], Any] | None = None, *, state: str
         state = _state_of(state)
     recording = frame.recording
     now = time_ns()
-    recording.append((now, message, state, HEAD if head else TEXT, frame))
+    line = (now, message, state, HEAD if head else TEXT, frame)
+    events = frame.events
+    if events is None:
+        recording.append(line)
+    else:  # what `note` does, without its calls: where spans record, they were a sixth of the cost of a line of ours
+        with recording.lock:
+            lines = recording.lines
+            if lines is not None:
+                lines.append(line)
+                number = recording.number = recording.number + 1
+                first = events.first
+                if len(first) < events.room:
+                    first.append(line)
+                    events.numbers.append(number)
+                else:
+                    events.add(number, line)
+        if lines is None:
+            recording.count_late()
     if not now & SELDOM:
         recording.relieve()
     return None

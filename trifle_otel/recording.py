@@ -315,23 +315,8 @@ class Recording:
                 events.add(self.number, line)
 
     def note_line(self, line: Line) -> None:
-        """The same for a line of a job's: without the calls, which were a sixth of its cost."""
-        events = line[4].events
-        with self.lock:
-            lines = self.lines
-            if lines is None:
-                self.late += 1
-                return
-            lines.append(line)
-            number = self.number = self.number + 1
-            if events is None:
-                return
-            first = events.first
-            if len(first) < events.room:
-                first.append(line)
-                events.numbers.append(number)
-            else:
-                events.add(number, line)
+        """Append a line of a trace that has spans, but of a frame that has none to tell it to."""
+        self.note(line, line[4].events)
 
     def late_line(self, line: Line) -> None:
         """Count a line that came after the end."""
