@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 import trifle_otel
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
+from trifle_otel.indexes import sqlite_rows
 from trifle_otel.indexes.contract import Index
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.indexes.sqlite import SQLiteIndex
@@ -475,3 +477,29 @@ def test_a_state_that_the_format_does_not_have(index: SQLiteIndex) -> None:
     record = sample_record(state="paused")
     index.put([record])
     assert index.search(Query(segment="commodity", min_duration=1)) == [record]
+
+
+def test_another_process_makes_the_tables_between_two_looks(tmp_path: Path) -> None:
+    """Whoever looks at a file while its tables are made does not take it for another program's."""
+    path = tmp_path / "index.sqlite"
+
+    class Raced(sqlite3.Connection):
+        """After the first look at the version, somebody else makes the tables."""
+
+        looks = 0
+
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            found = super().execute(statement, *parameters)
+            if statement == "PRAGMA user_version":
+                self.looks += 1
+                if self.looks == 1:
+                    row = found.fetchone()
+                    SQLiteIndex(path).setup()
+                    return super().execute("SELECT ?", row)
+            return found
+
+    connection = sqlite3.connect(path, factory=Raced, isolation_level=None)
+    sqlite_rows.prepare_schema(connection, str(path), 1.0)
+    assert isinstance(connection, Raced)
+    assert connection.looks == 2
+    connection.close()

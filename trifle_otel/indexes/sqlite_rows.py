@@ -74,12 +74,18 @@ def prepare_schema(connection: sqlite3.Connection, name: str, timeout: float) ->
 
 
 def _checked_version(connection: sqlite3.Connection, name: str) -> int:
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    version = _version(connection)
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        version = _version(connection)  # another process may have made ours between the two looks
+        if version == 0:
+            raise ConfigurationError(f"{name} is the database of another program; name another file for the index")
     if not 0 <= version <= len(MIGRATIONS):
         raise ConfigurationError(f"{name} was made by a newer version of trifle-otel, or by another program")
-    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise ConfigurationError(f"{name} is the database of another program; name another file for the index")
     return version
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _execute(connection: sqlite3.Connection, statement: str) -> None:
