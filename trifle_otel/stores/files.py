@@ -160,7 +160,7 @@ class FileStore(Store):
                 self._refuse_links(parent)
                 return make()
             except FileNotFoundError:
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, FileExistsError):  # it may go away while it is looked at, too
                     _make_folders(parent)
         return make()
 
