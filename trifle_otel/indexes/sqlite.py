@@ -119,6 +119,11 @@ class SQLiteIndex(Index):
         for each in idle:
             each.connection.close()
 
+    def __del__(self) -> None:
+        """Whoever lets go of an archive without closing it leaves no connection behind."""
+        with suppress(Exception):  # at the interpreter's end what this needs may be gone
+            self.close()
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """A connection within a read transaction; None where there is no index yet."""
