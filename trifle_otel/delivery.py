@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trifle_otel.clock import Clock
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
 from trifle_otel.errors import StoreUnavailable
 from trifle_otel.metrics import Metrics
@@ -64,15 +64,16 @@ class Delivery:
         self.metrics = Metrics(self.shipper.waits)
         self.shipper.on_shipped = self.metrics.shipped
         troubles.also = self.metrics.problem
-        self._clock: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._clock: Clock | None = None
         _deliveries.add(self)
 
     def place(self, recording: Recording) -> str | None:
         """See `runtime.Sink`."""
         recording.spooled = Held()
-        if self._clock is None:
-            self._start_clock()
+        clock = self._clock
+        if clock is None:
+            clock = self._clock = Clock(self._look, self.troubles)
+        clock.begin()
         return self.archive.store.pick_bucket()
 
     def uri(self, recording: Recording) -> str | None:
@@ -130,8 +131,9 @@ class Delivery:
 
     def shutdown(self, timeout: float) -> bool:
         """See `runtime.Sink`."""
-        self._stopped.set()
-        self._clock = None
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
         done = self.shipper.close(timeout)
         if self.spool is not None and done:
             self.spool.close()
@@ -157,7 +159,7 @@ class Delivery:
         if lines:
             part = pack(recording, lines)
             files = {**part.artifacts, part.name: part.data}
-        record = record_of(recording, recording.state, time.time_ns())
+        record = record_of(recording, recording.state, recording.last_ns or time.time_ns())
         self.metrics.finished(record)
         encoded = encode_record(record)
         size = self._save(recording, held, files, encoded)
@@ -278,26 +280,21 @@ class Delivery:
         except OSError as error:
             self.troubles.report("the spool cannot be written; traces are held in memory", error)
 
-    def _start_clock(self) -> None:
-        self._stopped = threading.Event()
-        clock = threading.Thread(target=self._tick, args=(self._stopped,), name="trifle-clock", daemon=True)
-        try:
-            clock.start()
-        except RuntimeError as error:  # at the interpreter's end
-            self.troubles.report("the clock thread could not be started", error)
-        self._clock = clock
-
-    def _tick(self, stopped: threading.Event) -> None:
+    def _look(self) -> bool:
+        """At each beat of the clock: flush what is due; tells whether traces are running."""
         every = self.settings.bump_every
-        while not stopped.wait(min(FIRST_BUMP, every) / 2):
-            now = time.monotonic()
-            for recording in open_recordings():
-                if recording.runtime.sink is not self:
-                    continue
-                age = now - recording.started / 1e9
-                since = now - recording.bumped if recording.bumped else age + every - min(FIRST_BUMP, every)
-                if since >= every:
-                    self.bump(recording)
+        now = time.monotonic()
+        running = False
+        for recording in open_recordings():
+            if recording.runtime.sink is not self:
+                continue
+            running = True
+            recording.watch()
+            age = now - recording.started / 1e9
+            since = now - recording.bumped if recording.bumped else age + every - min(FIRST_BUMP, every)
+            if since >= every:
+                self.bump(recording)
+        return running
 
 
 _deliveries: weakref.WeakSet[Delivery] = weakref.WeakSet()

@@ -19,9 +19,10 @@ from time import monotonic_ns, time_ns
 from typing import Any, Final
 
 from opentelemetry import trace as otel
-from opentelemetry.context import Context, attach, create_key, get_current
+from opentelemetry.context import Context, create_key
 
 from trifle_otel import live_spans
+from trifle_otel.otel_context import attach, get_current
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
 from trifle_otel.runtime import Runtime, announce
@@ -207,6 +208,7 @@ class Recording:
         "first_ns",
         "ignored",
         "key",
+        "last_ns",
         "late",
         "length",
         "lines",
@@ -268,6 +270,7 @@ class Recording:
         self.first_ns = time_ns()
         self.started = monotonic_ns()
         self.ended: int | None = None
+        self.last_ns: int | None = None  # when it ended; None: when it was handed on. Known of what others recorded
         self.length = 0
         self.parts = 0
         self.counters = empty_counters()
@@ -317,6 +320,24 @@ class Recording:
     def note_line(self, line: Line) -> None:
         """Append a line of a trace that has spans, but of a frame that has none to tell it to."""
         self.note(line, line[4].events)
+
+    def spilling_line(self, line: Line) -> None:
+        """Append a line of a trace that fills quickly: what is too many is flushed by the job's own thread, at once."""
+        lines = self.lines
+        if lines is None:
+            self.count_late()
+            return
+        lines.append(line)
+        if len(lines) > self.overflow:
+            spill(self)
+
+    def watch(self) -> None:
+        """Called often by the sink's clock: from when a live trace holds many lines, each further one is looked at."""
+        lines = self.lines
+        if lines is not None and self.spans is None and len(lines) > self.overflow:
+            with self.packing:
+                if self.lines is not None:
+                    self.append = self.spilling_line
 
     def late_line(self, line: Line) -> None:
         """Count a line that came after the end."""

@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, TypeVar, cast
 
-from opentelemetry.context import attach, get_current
-
+from trifle_otel.otel_context import attach, get_current
 from trifle_otel.recording import Frame, current_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
