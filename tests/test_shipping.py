@@ -351,7 +351,7 @@ def test_a_long_live_trace_does_not_pile_up_in_memory(tmp_path: Path) -> None:
     assert record.length == 1_000_001
     assert record.parts >= 3
     entries = setup.archive.entries(record)
-    assert entries[-1].message == "line 99999"
+    assert entries[-1].message == "line 999999"
     setup.delivery.shutdown(5)
 
 
