@@ -37,7 +37,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. `most` is the highest ratio that is good enough, `least` the lowest figure of ours."""
+    """A line of the table. `most` is the highest ratio that is good enough, `least` and `highest` bound our figure."""
 
     what: str
     ours: float
@@ -47,11 +47,16 @@ class Row:
     ratio: float
     most: float | None = None
     least: float | None = None
+    highest: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether the targets are reached; also where there are none."""
-        return (self.most is None or self.ratio <= self.most) and (self.least is None or self.ours >= self.least)
+        return (
+            (self.most is None or self.ratio <= self.most)
+            and (self.least is None or self.ours >= self.least)
+            and (self.highest is None or self.ours <= self.highest)
+        )
 
 
 def compare(ours: Timed, peer: Timed, *, count: int, rounds: int) -> Comparison:
@@ -138,6 +143,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         targets.append(f"≤ {row.most:.3g}×")
     if row.least is not None:
         targets.append(f"≥ {row.least:,.0f} {row.unit}")
+    if row.highest is not None:
+        targets.append(f"≤ {row.highest:,.0f} {row.unit}")
     verdict = "" if not targets else "met" if row.met else "missed"
     ours, theirs = _figure(row.ours, row.unit), _figure(row.theirs, row.unit)
     return row.what, ours, row.peer, theirs, f"{row.ratio:.3g}×", ", ".join(targets), verdict

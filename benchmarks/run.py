@@ -1,6 +1,7 @@
 """All benchmarks, one table: `python -m benchmarks.run` from the top folder of the source tree.
 
-It needs the extra `demo`, for the demonstration job. Ratios are what to go by: both sides are measured in turn. The
+It needs the extra `demo`, for the demonstration job; `--only shipping searches` needs the extra `test`, and takes some
+ten minutes. Ratios are what to go by: both sides are measured in turn. The
 absolute figures hold for the machine that is named below the table, while it is not busy with something else. All is
 deleted at the end, which makes the disk of a run that follows within some minutes slower on ext4 (see `traces`).
 """
@@ -10,11 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import calls, traces
+from benchmarks import calls, searches, shipping, traces
 from benchmarks.harness import Row, logging_cost, machine, table
+
+PARTS = ("calls", "traces", "shipping", "searches")
+USUAL = ("calls", "traces")
+"""What needs no servers and takes two minutes."""
 
 
 def main() -> int:
@@ -29,21 +34,29 @@ def main() -> int:
 
 
 def _rows(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    if given.only != "traces":
-        print("calls", file=sys.stderr)
-        yield from calls.rows(folder / "calls", given.rounds)
-    if given.only != "calls":
-        print("traces", file=sys.stderr)
-        yield from traces.rows(folder / "traces", given.processes, given.traces)
+    for name, rows in _parts(given).items():
+        if name in (given.only or USUAL):
+            print(name, file=sys.stderr)
+            yield from rows(folder / name)
+
+
+def _parts(given: argparse.Namespace) -> dict[str, Callable[[Path], Iterator[Row]]]:
+    return {
+        "calls": lambda folder: calls.rows(folder, given.rounds),
+        "traces": lambda folder: traces.rows(folder, given.processes, given.traces),
+        "shipping": lambda folder: shipping.rows(folder, given.rounds // 4, given.traces // 3),
+        "searches": lambda folder: searches.rows(folder, given.records),
+    }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the table for the README")
-    parser.add_argument("--only", choices=("calls", "traces"), help="measure a part of it")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help=f"what to measure (usually {' '.join(USUAL)})")
     parser.add_argument("--rounds", type=int, default=301, help="rounds of each comparison of calls (301)")
     parser.add_argument("--processes", type=int, default=5, help="processes of each contender with the job (5)")
     parser.add_argument("--traces", type=int, default=3000, help="traces in each of those (3000)")
+    parser.add_argument("--records", type=int, default=searches.RECORDS, help="records to search (1,000,000)")
     parser.add_argument("--folder", type=Path, help="where archives are made for the while (the temporary folder)")
     return parser.parse_args()
 

@@ -148,7 +148,7 @@ def measure(contender: str, folder: Path, traces: int) -> Run:
     finish = CONTENDERS[contender](folder)
     from examples import price_calculation as job
 
-    stones = _priced_in_full(traces)
+    stones = priced_in_full(traces)
     for stone in stones[:WARM_UP]:
         job.calculate(stone)
     start, cpu = perf_counter(), process_time()
@@ -159,7 +159,7 @@ def measure(contender: str, folder: Path, traces: int) -> Run:
     return Run(contender, len(stones) / seconds, cpu / len(stones) * 1e6, logging_us)
 
 
-def _priced_in_full(count: int) -> list[Product]:
+def priced_in_full(count: int) -> list[Product]:
     """So many stones, some of them several times. Calculating each outside of a trace warms the job's caches."""
     from examples import price_calculation as job
 

@@ -198,6 +198,13 @@ def test_a_new_table_is_as_the_others_make_it(admin: Any, table: str, index: Pos
     assert made[1].keys() - theirs.keys() == {f"{table}_trace_id"}
 
 
+def test_the_longest_durations_are_told_apart(admin: Any, table: str, index: PostgresIndex) -> None:
+    """In a table of ours the planner knows how few of the longest hundredth a search for the longest few gives."""
+    index.setup()
+    statement = "SELECT attstattarget FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'duration'"
+    assert admin.execute(statement, (table,)).fetchone() == (1000,)
+
+
 @pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "bare"])
 @pytest.mark.parametrize("bucket", [BUCKET_ID, BUCKET_NAME], ids=["bucket_id", "bucket_name"])
 def test_setup_harms_nothing_that_others_made(

@@ -214,6 +214,7 @@ class PostgresIndex(Index):
             look = self._table.look(connection)  # another process may have been quicker
             if not look.exists:
                 connection.execute(self._table.create())
+                connection.execute(self._table.sharpen())
                 look = self._table.look(connection)
             for statement in self._table.missing_indexes(look):
                 self._make_index(connection, statement, look)

@@ -140,6 +140,14 @@ class Table:
         columns = _listed(f"{name} {kind}" for name, kind in _COLUMNS.items())
         return _sql("CREATE TABLE IF NOT EXISTS {} ({})").format(self.identifier, columns)
 
+    def sharpen(self) -> sql.Composed:
+        """The statement that has the longest durations told apart in a table of ours.
+
+        With the usual hundred steps all of the longest hundredth look alike, and a search for the few longest of
+        a common segment reads the segment instead of them.
+        """
+        return _sql("ALTER TABLE {} ALTER COLUMN duration SET STATISTICS 1000").format(self.identifier)
+
     def missing_indexes(self, look: Look) -> list[sql.Composed]:
         """The statements that make the indexes that are not there."""
         wanted = {f"{self.name}_{suffix}"[:_LONGEST_NAME]: on for suffix, on in _INDEXES.items()}
