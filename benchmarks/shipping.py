@@ -306,7 +306,8 @@ def _slowest(seconds: float) -> float:
 
 def _memory(folder: Path) -> Row:
     """Megabytes that a process grows by while a store is down and traces wait on disk, against one that ships them."""
-    down = _in_a_process("waiting", ("s3://bucket/traces?endpoint=http://127.0.0.1:9", "memory:"), folder / "waiting", WAITING)
+    nowhere = "s3://bucket/traces?endpoint=http://127.0.0.1:9"
+    down = _in_a_process("waiting", (nowhere, "memory:"), folder / "waiting", WAITING)
     up = _in_a_process("waiting", ("{folder}/archive", None), folder / "shipped", WAITING)
     first, second = down["grown"], up["grown"]
     peer = "while the archive takes them"
