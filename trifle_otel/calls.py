@@ -63,9 +63,21 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         reference: an id of your own, which must sort by time; None: one is made.
         context: fields of your own for the record.
         kind: kind of the trace's span.
+        attributes: attributes of your own for the trace's span, which the sampler sees too.
     """
 
-    __slots__ = ("_context", "_entered", "_key", "_kind", "_meta", "_mode", "_reference", "_retention", "_tags")
+    __slots__ = (
+        "_attributes",
+        "_context",
+        "_entered",
+        "_key",
+        "_kind",
+        "_meta",
+        "_mode",
+        "_reference",
+        "_retention",
+        "_tags",
+    )
 
     def __init__(
         self,
@@ -78,8 +90,10 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         reference: str | None = None,
         context: Mapping[str, Any] | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self._key = key
+        self._attributes = attributes
         self._meta = meta
         self._tags = _labels(tags)
         self._mode = mode
@@ -125,7 +139,8 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
             run.troubles.report("a trace was given a mode that is neither live nor deferred", ValueError(mode))
             mode = settings.default_mode
         key = _plain_key(run.redactor, self._key if type(self._key) is str else text_of(self._key))
-        span = live_spans.start_root(run, key, self._kind, {names.KEY: key, names.MODE: mode}, context)
+        attributes = {**(self._attributes or {}), names.KEY: key, names.MODE: mode}
+        span = live_spans.start_root(run, key, self._kind, attributes, context)
         if run.sink is None and span.context is context:  # no span, no archive; one that is sampled out is made current
             return None
         meta = None if self._meta is None else _plain(run, jsonable(self._meta))

@@ -1,0 +1,288 @@
+"""One attempt at a job as one trace: what all job frameworks have in common, whatever their hooks are.
+
+A framework's module describes the attempt as a `Job`, starts an `Attempt`, and says how it ended. Nothing here
+raises into the job or knows a framework. How web requests become traces is in `requests`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from opentelemetry import propagate
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from trifle_otel.calls import tracer
+from trifle_otel.otel_context import attach, get_current
+from trifle_otel.recording import RootFrame, put
+from trifle_otel.records import ERROR, SUCCESS, WARNING
+from trifle_otel.runtime import runtime
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OWN: Final = "__trifle_job__"
+_LOCAL: Final = re.compile(r"<[^>]*>")
+_TEXT: Final = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One attempt at a job, as its framework tells of it.
+
+    Attributes:
+        system: the framework: `celery`, `rq`, …; the value of `messaging.system`.
+        name: what is run, as a dotted or slashed path: `shop.tasks.price`.
+        args: positional arguments, in full.
+        kwargs: keyword arguments, in full.
+        id: the framework's id of the job, the same for each attempt.
+        queue: what it was taken from.
+        attempt: which attempt this is, from 1.
+        root: id of the first job of its workflow.
+        parent: id of the job that enqueued it.
+        worker: what runs it.
+        headers: what came with the message, for the enqueuer's trace context.
+        function: the job's function, for what `job_options` says of it.
+        more: further fields for the record's context.
+    """
+
+    system: str
+    name: str
+    args: Any = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    queue: str | None = None
+    attempt: int = 1
+    root: str | None = None
+    parent: str | None = None
+    worker: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    function: Any = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is traced, and how; given to `instrument`, or for one job by `job_options`.
+
+    Attributes:
+        select: whether an attempt is traced; None: each is.
+        key: its key; None: `jobs/<module path>/<name>`.
+        mode: `live` or `deferred`; None: the setting.
+        retention: days that the payload is kept; None: the setting.
+    """
+
+    select: Callable[[Job], bool] | None = None
+    key: str | Callable[[Job], str] | None = None
+    mode: str | None = None
+    retention: int | None = None
+
+
+def job_options(
+    *,
+    trace: bool = True,
+    key: str | Callable[[Job], str] | None = None,
+    mode: str | None = None,
+    retention: int | None = None,
+) -> Callable[[F], F]:
+    """A decorator that says how one job's attempts are traced, whatever `instrument` was given.
+
+    Put it directly on the function, below the framework's own decorator.
+
+    Args:
+        trace: False: attempts at this job are not traced.
+        key: their key, or what gives it.
+        mode: `live` or `deferred`.
+        retention: days that the payload is kept.
+    """
+    options = Options(select=None if trace else _never, key=key, mode=mode, retention=retention)
+
+    def mark(function: F) -> F:
+        setattr(function, _OWN, options)
+        return function
+
+    return mark
+
+
+class Attempt:
+    """An attempt that is traced. The first call of one of its ends ends it; later ones do nothing."""
+
+    __slots__ = ("_before", "_frame", "_within")
+
+    def __init__(self, frame: RootFrame, before: Context, within: Context) -> None:
+        self._frame: RootFrame | None = frame
+        self._before = before
+        self._within = within
+
+    def succeed(self, value: object = None) -> None:
+        """The job returned `value`."""
+        frame = self._frame
+        if frame is not None and value is not None:
+            frame.result(value)
+        self._end(None)
+
+    def fail(self, error: BaseException | None) -> None:
+        """The job raised. None: it failed, and nobody says of what."""
+        if error is None:
+            self._say("The job failed", ERROR)
+        self._end(error)
+
+    def retry(self, why: object = None) -> None:
+        """The job is to be tried again, which is no failure."""
+        self._say(f"Retry: {why}" if why else "Retry", WARNING)
+        self._end(None)
+
+    def ignore(self, why: object = None) -> None:
+        """The job says that its outcome does not matter."""
+        self._say(f"Ignored: {why}" if why else "Ignored", SUCCESS)
+        self._end(None)
+
+    def reject(self, why: object = None) -> None:
+        """The job gave its message back."""
+        self._say(f"Rejected: {why}" if why else "Rejected", WARNING)
+        self._end(None)
+
+    def cancel(self, why: object = None) -> None:
+        """The job was stopped from outside: revoked, cancelled, out of time."""
+        self._say(f"Cancelled: {why}" if why else "Cancelled", ERROR)
+        self._end(None)
+
+    def _say(self, message: str, state: str) -> None:
+        frame = self._frame
+        if frame is not None:
+            put(frame, message, state, _TEXT)
+            if state != SUCCESS:
+                frame.recording.set_state(state, frame)
+
+    def _end(self, error: BaseException | None) -> None:
+        frame, self._frame = self._frame, None
+        if frame is None:
+            return
+        try:
+            if error is None:
+                frame.leave()
+            else:
+                frame.leave_with(error)
+        finally:
+            if self._within is not self._before and get_current() is self._within:
+                attach(self._before)
+
+
+def start(job: Job, options: Options = Options(), *, kind: SpanKind = SpanKind.CONSUMER) -> Attempt | None:
+    """Start tracing an attempt, here and now; None where it is not traced. Never raises.
+
+    Inside the span of another instrumentation the trace is its child. Where there is none, the trace takes the
+    enqueuer's context from the message, and its span is the consumer's, with the attributes of the conventions.
+    """
+    run = runtime()
+    if run.sink is None and not _has_sdk():
+        return None
+    own = getattr(job.function, _OWN, None)
+    before = get_current()
+    try:
+        if not _selected(job, options, own):
+            return None
+        alone = not otel.get_current_span(before).get_span_context().is_valid
+        within = _enqueuers(job.headers, before) if alone and job.headers else before
+        frame = _tracer(job, options, own, kind if alone else SpanKind.INTERNAL, alone)
+        if within is not before:
+            attach(within)
+        root = frame._start()
+        if root is None:
+            if within is not before:
+                attach(before)
+            return None
+        return Attempt(root, before, within)
+    except Exception as error:  # a callable of the user's: the job runs untraced
+        run.troubles.report("an attempt at a job could not be traced", error)
+        return None
+
+
+def inject(headers: MutableMapping[str, Any]) -> None:
+    """Put the current trace context into a message's headers, unless another instrumentation has. Never raises."""
+    try:
+        if "traceparent" not in headers:
+            propagate.inject(headers)
+    except Exception as error:  # a propagator that raises, headers that cannot be changed: the job is enqueued
+        runtime().troubles.report("a trace context could not be put into a message", error)
+
+
+def _enqueuers(headers: Mapping[str, Any], context: Context) -> Context:
+    """The context that a message brings along; the one that is given where it brings none that can be read."""
+    try:
+        return propagate.extract(headers, context)
+    except Exception as error:  # somebody else's headers may hold anything
+        runtime().troubles.report("a message's trace context could not be read", error)
+        return context
+
+
+def default_key(name: str) -> str:
+    """`jobs/<module path>/<name>`, of a dotted or slashed name."""
+    return "jobs/" + _LOCAL.sub("", name.replace(":", ".")).replace("..", ".").strip(".").replace(".", "/")
+
+
+def _selected(job: Job, options: Options, own: Options | None) -> bool:
+    if own is not None and own.select is not None:
+        return own.select(job)
+    return options.select is None or bool(options.select(job))
+
+
+def _tracer(job: Job, options: Options, own: Options | None, kind: SpanKind, alone: bool) -> tracer:
+    own = own or Options()
+    key = own.key or options.key or default_key(job.name)
+    meta = {"args": job.args, "kwargs": job.kwargs} if job.kwargs else job.args
+    return tracer(
+        key if isinstance(key, str) else key(job),
+        meta=meta,
+        tags=() if job.id is None else (job.id,),
+        mode=own.mode or options.mode,
+        retention=own.retention or options.retention,
+        context=_context(job),
+        kind=kind,
+        attributes=_attributes(job) if alone else None,
+    )
+
+
+def _context(job: Job) -> dict[str, Any]:
+    known = {
+        "job_id": job.id,
+        "job_name": job.name,
+        "job_system": job.system,
+        "queue": job.queue,
+        "attempt": job.attempt,
+        "root_id": job.root,
+        "parent_id": job.parent,
+        "worker": job.worker or _worker(),
+        **job.more,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _attributes(job: Job) -> dict[str, Any]:
+    """Of a consumer's span: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/."""
+    known = {
+        "messaging.system": job.system,
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": job.queue,
+        "messaging.message.id": job.id,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _has_sdk() -> bool:
+    return not isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider)
+
+
+def _never(job: Job) -> bool:
+    del job
+    return False
