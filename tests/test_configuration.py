@@ -102,6 +102,8 @@ def test_a_wrong_index_says_what_is_allowed(url: str) -> None:
         ("payload_size_limit", 10, "1024"),
         ("payload_size_limit", 5000.5, "whole number"),
         ("spool_limit", 0, "bytes"),
+        ("spool_age", 0, "seconds"),
+        ("spool_age", "7d", "seconds"),
         ("exit_timeout", -1, "seconds"),
         ("gzip", "no", "True or False"),
         ("fsync", 1, "True or False"),
@@ -117,6 +119,10 @@ def test_a_wrong_index_says_what_is_allowed(url: str) -> None:
         ("context", [1], "a mapping or a callable"),
         ("error_handler", 7, "a callable"),
         ("tracer_provider", 7, "TracerProvider"),
+        ("logger_provider", 7, "LoggerProvider"),
+        ("events", "spans", "'span', 'log' or 'both'"),
+        ("events", [], "'span', 'log' or 'both'"),
+        ("pending_span", 1, "True or False"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(setting: str, value: Any, allowed: str) -> None:
@@ -208,12 +214,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
         "REDACTION": "false",
         "SPOOL": str(tmp_path / "spool"),
         "SPOOL_LIMIT": "1000",
+        "SPOOL_AGE": "3600",
         "EXIT_TIMEOUT": "1",
         "MAX_SPANS": "10",
         "SPAN_EVENTS": "64",
         "SPAN_VALUE_LIMIT": "512",
         "EVENTS_BUDGET": "9999",
         "SERVICE": "prices",
+        "EVENTS": "both",
+        "PENDING_SPAN": "on",
     }
     for name, value in values.items():
         monkeypatch.setenv(f"TRIFLE_{name}", value)
@@ -232,12 +241,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
         redaction=False,
         spool=str(tmp_path / "spool"),
         spool_limit=1000,
+        spool_age=3600.0,
         exit_timeout=1.0,
         max_spans=10,
         span_events=64,
         span_value_limit=512,
         events_budget=9999,
         service="prices",
+        events="both",
+        pending_span=True,
     )
     assert {type(settings_in_force().retention), type(settings_in_force().exit_timeout)} == {int, float}
 
@@ -263,6 +275,8 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("TRIFLE_SERIALIZER", "xml", "'repr', 'str', 'json'"),
         ("TRIFLE_ARCHIVE", "gopher://host", "memory:"),
         ("TRIFLE_REDACTION", "some", "true or false"),
+        ("TRIFLE_EVENTS", "logs", "'span', 'log' or 'both'"),
+        ("TRIFLE_PENDING_SPAN", "perhaps", "true or false"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_is_allowed(

@@ -24,20 +24,21 @@ from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
 from trifle_otel.settings import LONGEST_RETENTION, Settings
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry._logs import LoggerProvider
+    from opentelemetry.trace import SpanKind, TracerProvider
     from typing_extensions import Unpack
 
     from trifle_otel.archive import Archive
     from trifle_otel.delivery import Delivery
     from trifle_otel.recording import Recording
-    from trifle_otel.settings import Mode
+    from trifle_otel.settings import Events, Mode
     from trifle_otel.spool import Spool
 
 logger = logging.getLogger("trifle_otel")
 
 PREFIX = "TRIFLE_"
-_IN_CODE_ALONE = {"context", "error_handler", "tracer_provider"}
-_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS"}
+_IN_CODE_ALONE = {"context", "error_handler", "tracer_provider", "logger_provider"}
+_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS", "TRIFLE_TOKEN"}
 READ_WAIT = 2.0
 
 
@@ -56,14 +57,19 @@ class Changes(TypedDict, total=False):
     redaction: Redactor | bool
     spool: str | None
     spool_limit: int
+    spool_age: float
     exit_timeout: float
     fsync: bool
+    events: Events
+    pending_span: bool
     max_spans: int
     span_events: int
     span_value_limit: int
     events_budget: int
+    foreign_spans: bool | Callable[[str, str, SpanKind], object]
     service: str | None
     tracer_provider: TracerProvider | None
+    logger_provider: LoggerProvider | None
 
 
 _delivery: Delivery | None = None
@@ -155,6 +161,12 @@ def default_index() -> str | None:
     return os.environ.get("TRIFLE_INDEX") or None
 
 
+def otlp_variables() -> dict[str, str]:
+    """What OpenTelemetry's variables say of how OTLP is sent, by their names after `OTEL_EXPORTER_OTLP_`."""
+    prefix = "OTEL_EXPORTER_OTLP_"
+    return {name[len(prefix) :]: value for name, value in os.environ.items() if name.startswith(prefix)}
+
+
 def configure_from_environment() -> None:
     """At first use: set up what `TRIFLE_ARCHIVE` names, if it is set."""
     if _delivery is not None or not os.environ.get("TRIFLE_ARCHIVE"):
@@ -185,12 +197,21 @@ def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:
     direct = spool is not None and spool.root == beside and not archive.store.remote
     delivery = Delivery(archive, spool, settings, runtime.troubles, direct=direct)
     runtime.sink = delivery
+    runtime.on_provider = _watch_spans if settings.foreign_spans else None
     archive.before_reading = lambda: delivery.flush(READ_WAIT)
     if spool is not None:
         delivery.shipper.start()
     before, _delivery = _delivery, delivery
     install(runtime)
     return before
+
+
+def _watch_spans(provider: TracerProvider) -> None:
+    """Record what other instrumentations do inside traces, where a provider takes processors, as the SDK's does."""
+    if hasattr(provider, "add_span_processor"):
+        from trifle_otel.span_processor import add_to
+
+        add_to(provider)
 
 
 def _prepare(archive: Archive) -> None:
@@ -249,7 +270,7 @@ def _parsed(variable: str, text: str, default: object) -> Any:
     try:
         if isinstance(default, bool):
             return _BOOLEANS[text.strip().lower()]
-        if isinstance(default, int) and not variable.endswith(("_EVERY", "_TIMEOUT")):
+        if isinstance(default, int) and not variable.endswith(("_EVERY", "_TIMEOUT", "_AGE")):
             return int(text)
         if isinstance(default, int | float):
             return float(text)
@@ -317,12 +338,15 @@ def _rules_of_storing(settings: Settings) -> Iterator[_Rule]:
     yield "bump_every", (_at_least(settings.bump_every, 0.01), "seconds from 0.01")
     yield "payload_size_limit", (_whole(settings.payload_size_limit, 1024), "bytes, a whole number from 1024")
     yield "spool_limit", (_whole(settings.spool_limit, 1), "bytes, a whole number from 1")
+    yield "spool_age", (_at_least(settings.spool_age, 1), "seconds from 1")
     yield "exit_timeout", (_at_least(settings.exit_timeout, 0), "seconds from 0")
     yield "gzip", (isinstance(settings.gzip, bool), "True or False")
     yield "fsync", (isinstance(settings.fsync, bool), "True or False")
 
 
 def _rules_of_recording(settings: Settings) -> Iterator[_Rule]:
+    yield "events", (settings.events in ("span", "log", "both"), "'span', 'log' or 'both'")
+    yield "pending_span", (isinstance(settings.pending_span, bool), "True or False")
     yield "max_spans", (_whole(settings.max_spans, 0), "a whole number from 0")
     yield "span_events", (_whole(settings.span_events, 0), "a whole number from 0")
     yield "span_value_limit", (_whole(settings.span_value_limit, 1), "bytes, a whole number from 1")
@@ -330,11 +354,15 @@ def _rules_of_recording(settings: Settings) -> Iterator[_Rule]:
     yield "redaction", (isinstance(settings.redaction, bool | Redactor), "True, False or a Redactor")
     known = callable(settings.serializer) or settings.serializer in ("repr", "str", "json")
     yield "serializer", (known, "'repr', 'str', 'json' or a callable")
+    foreign = settings.foreign_spans
+    yield "foreign_spans", (isinstance(foreign, bool) or callable(foreign), "True, False or a callable")
     yield "service", (settings.service is None or isinstance(settings.service, str), "a text or None")
     yield "context", (callable(settings.context) or isinstance(settings.context, Mapping), "a mapping or a callable")
     handler, provider = settings.error_handler, settings.tracer_provider
     yield "error_handler", (handler is None or callable(handler), "a callable or None")
     yield "tracer_provider", (provider is None or hasattr(provider, "get_tracer"), "a TracerProvider or None")
+    logs = settings.logger_provider
+    yield "logger_provider", (logs is None or hasattr(logs, "get_logger"), "a LoggerProvider or None")
 
 
 def _at_least(value: object, least: float) -> bool:

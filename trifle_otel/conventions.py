@@ -18,6 +18,8 @@ LINES_OMITTED = "trifle.lines_omitted"
 BLOCKS_OMITTED = "trifle.blocks_omitted"
 STATE = "trifle.state"
 REFERENCE = "trifle.reference"
+PENDING = "trifle.pending"
+REPLAYED = "trifle.replayed"
 
 # Attributes of events.
 TEXT = "trifle.text"
@@ -72,6 +74,8 @@ ATTRIBUTES = {
     BLOCKS_OMITTED: "span of the trace: blocks that have no span of their own",
     STATE: "span: state of the trace or, if not success, of the block; event: state of the line, or the new one",
     REFERENCE: "span of the trace: the archive's reference",
+    PENDING: "pending span, beside the trace's key, reference and archive: true",
+    REPLAYED: "each span of a trace that was sent from the archive: true; with `replay --full` no value is shortened",
     TEXT: "the message, at most 2,048 bytes",
     TEXT_SIZE: "bytes of the whole message, where it was shortened",
     TEXT_REF: "`<reference>#<line>`: where the whole message is, where it was shortened",
@@ -99,7 +103,12 @@ METRIC_PROBLEMS = "trifle.problems"
 METRIC_WAITING = "trifle.waiting"
 METRIC_WAITING_BYTES = "trifle.waiting.bytes"
 METRIC_WAITING_AGE = "trifle.waiting.age"
+METRIC_REQUESTS = "trifle.receiver.requests"
+METRIC_SPANS = "trifle.receiver.spans"
+METRIC_REJECTED = "trifle.receiver.spans.rejected"
+METRIC_REQUESTS_WAITING = "trifle.receiver.waiting.bytes"
 PROBLEM = "trifle.problem"
+OUTCOME = "trifle.outcome"
 
 METRICS = {
     METRIC_TRACES: "Traces that ended, by key and state",
@@ -110,4 +119,8 @@ METRICS = {
     METRIC_WAITING: "Traces that wait for the archive",
     METRIC_WAITING_BYTES: "Bytes that wait for the archive",
     METRIC_WAITING_AGE: "How long the oldest trace has waited for the archive",
+    METRIC_REQUESTS: "OTLP requests that the receiver answered, by outcome",
+    METRIC_SPANS: "Spans that the receiver accepted",
+    METRIC_REJECTED: "Spans that the receiver refused, of requests that it accepted",
+    METRIC_REQUESTS_WAITING: "Bytes of accepted requests that the receiver has not sorted into executions yet",
 }

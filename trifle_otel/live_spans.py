@@ -1,10 +1,14 @@
 """A recording as OpenTelemetry spans while it runs: a span for the trace, one for each block, events for the lines.
 
+Where the setting says so, lines are log records instead, or too: then `log_events` takes each as it comes.
+
 Everything set on a span is small enough to be delivered by any exporter into any backend: names,
 values, events of a span, events and spans of a trace are counted here, since limits elsewhere
 (the SDK's, Tempo's, a receiver's) drop silently. What does not fit is in the archive, and counted: each
 line of the archive is an event of one of our spans, or the opening or closing line of a block that has a
-span (which stands for both), or one of `trifle.lines_omitted` on the span of the trace.
+span (which stands for both), or one of `trifle.lines_omitted` on the span of the trace; or it was made of a span of
+another instrumentation's (`span_processor`), which stands for all lines that were made of it. Where events are log
+records alone, the same holds with these; where they are both, with the events of the spans.
 Our own faults and those of span processors end here: recording goes on without the span.
 """
 
@@ -24,6 +28,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from trifle_otel import conventions as names
 from trifle_otel.encoding import to_json
 from trifle_otel.span_events import (
+    AT_ONCE,
     MAX_STATE,
     PLAIN_SIZE,
     Pending,
@@ -38,6 +43,7 @@ from trifle_otel.span_events import (
 )
 
 if TYPE_CHECKING:
+    from trifle_otel.log_events import LogEvents
     from trifle_otel.recording import Frame, Line, Recording
     from trifle_otel.redaction import Redactor
     from trifle_otel.runtime import Runtime
@@ -57,6 +63,7 @@ __all__ = [
 
 _SHORT = 128  # bytes of a text that a span has in any case
 _MARKS = 15  # exceptions that a frame knows of, beside the newest
+_EXCEPTION = (names.EXCEPTION_TYPE, names.EXCEPTION_MESSAGE, names.EXCEPTION_STACKTRACE)
 
 
 class RootSpan(NamedTuple):
@@ -77,11 +84,14 @@ class LiveSpans:
         "budget",
         "lines_omitted",
         "lock",
+        "logs",
         "made",
         "max_spans",
+        "on_spans",
         "places",
         "redactor",
         "reserve",
+        "shown",
         "tracer",
         "value",
     )
@@ -90,7 +100,8 @@ class LiveSpans:
         settings = runtime.settings
         self.tracer = _source(runtime).tracer
         self.redactor = runtime.redactor
-        self.places = places_of(settings.span_events)
+        self.on_spans = settings.events != "log"
+        self.shown = self.places = places_of(settings.span_events) if self.on_spans else 0
         self.value = min(max(settings.span_value_limit, 1), names.MAX_VALUE)
         self.budget = settings.events_budget
         self.reserve = settings.events_budget // 4  # for the trace's own span, which ends last
@@ -99,6 +110,11 @@ class LiveSpans:
         self.blocks_omitted = 0
         self.lines_omitted = 0
         self.lock = Lock()
+        self.logs: LogEvents | None = None
+        if settings.events != "span":
+            self.logs = _logs(runtime, self)
+            if self.logs is not None:
+                self.places = AT_ONCE
 
     def screen(self, texts: list[str]) -> list[str]:
         """Texts without their secrets."""
@@ -263,6 +279,12 @@ def _screened_name(message: str, redactor: Redactor | None) -> str:
     return short_name.__wrapped__(message if redactor is None else redactor.text(message))
 
 
+def _logs(runtime: Runtime, spans: LiveSpans) -> LogEvents | None:
+    from trifle_otel.log_events import log_events  # noqa: PLC0415 - most processes make no log records
+
+    return log_events(runtime, _version(), value=spans.value, shown=spans.shown if spans.on_spans else None)
+
+
 class _Source(NamedTuple):
     """What a provider gives us."""
 
@@ -280,6 +302,8 @@ def _source(runtime: Runtime) -> _Source:
     provider = runtime.settings.tracer_provider
     if provider is None:
         provider = otel.get_tracer_provider()
+    if provider is not runtime.provider:
+        runtime.see(provider)
     last = _last
     if last is None or last.provider is not provider:
         tracer = provider.get_tracer("trifle_otel", _version())
@@ -330,7 +354,7 @@ def _add_events(frame: Frame, spans: LiveSpans, outer: Pending | None, failed: b
     recording, span = frame.recording, frame.span
     with recording.lock:
         pending.close(outer)
-    numbers, lines = pending.choose(max(spans.places - failed, 0) if span.is_recording() else 0)
+    numbers, lines = pending.choose(max(spans.shown - failed, 0) if span.is_recording() else 0)
     added = shown = 0
     if lines:
         texts = spans.screen([line[1] for line in lines])
@@ -380,14 +404,7 @@ def _record_exception(
         message, stack = spans.screen(_texts_of(error))
         message, stack = short_value(message, spans.value), tail(stack, spans.value)
         mark = (*_identity(error), message)
-        if not spans.spend(len(message.encode()) + len(stack.encode()) + len(kind.encode()) + 120, last=last):
-            message, stack = short_value(message, _SHORT), tail(stack, _SHORT)
-        attributes = {
-            names.EXCEPTION_TYPE: kind,
-            names.EXCEPTION_MESSAGE: message,
-            names.EXCEPTION_STACKTRACE: stack,
-        }
-        span.add_event(names.EXCEPTION_EVENT, attributes, at)
+        _add_exception(span, spans, (kind, message, stack), last, at)
     if outer is not None:
         outer.marks = [*(outer.marks or [])[-_MARKS:], mark]
     message = mark[-1]
@@ -395,6 +412,17 @@ def _record_exception(
         message = short_value(message, _SHORT)
     span.set_attribute(names.ERROR_TYPE, kind)
     span.set_status(Status(StatusCode.ERROR, message))
+
+
+def _add_exception(span: Span, spans: LiveSpans, texts: tuple[str, str, str], last: bool, at: int | None) -> None:
+    """Add an exception's type, message and stack trace where events go; on a span cut where the budget is spent."""
+    if spans.logs is not None:
+        spans.logs.take_exception(span, dict(zip(_EXCEPTION, texts, strict=True)), at)
+    if spans.on_spans:
+        kind, message, stack = texts
+        if not spans.spend(len(message.encode()) + len(stack.encode()) + len(kind.encode()) + 120, last=last):
+            message, stack = short_value(message, _SHORT), tail(stack, _SHORT)
+        span.add_event(names.EXCEPTION_EVENT, dict(zip(_EXCEPTION, (kind, message, stack), strict=True)), at)
 
 
 def _mark_of(frame: Frame, error: BaseException) -> tuple[Any, ...] | None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 from opentelemetry import trace as otel
 from opentelemetry.context import Context, create_key
 
-from trifle_otel import live_spans
+from trifle_otel import live_spans, pending_span
 from trifle_otel.otel_context import attach, get_current
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
@@ -295,6 +295,7 @@ class Recording:
             self.append = self.note_line
             root.span = span.span
             root.events = live_spans.Pending(self.spans.places)
+            pending_span.show(self, span.context)
         self.context.update(trace_id=span.trace_id, span_id=span.span_id)
         _open[self] = None
         root.before = context

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from trifle_otel.redaction import Redactor
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry._logs import LoggerProvider
+    from opentelemetry.trace import SpanKind, TracerProvider
 
     from trifle_otel.recording import Recording
 
 Mode = Literal["live", "deferred"]
+Events = Literal["span", "log", "both"]
 DEFAULT_RETENTION = 7
 LONGEST_RETENTION = 1_000_000
 """Days; what is longer ends after the year 9999, which no index can hold."""
@@ -50,10 +52,19 @@ class Settings:
     """Folder for what waits on local disk; None: `<archive>/.spool`, else the user's state folder."""
     spool_limit: int = 1 << 30
     """Bytes that may wait; above it the oldest traces are dropped, and counted."""
+    spool_age: float = 7 * 86_400
+    """Seconds that a trace may wait which cannot be shipped; what is older is dropped, and counted."""
     exit_timeout: float = 5
     """Seconds that the end of the process waits for what is still to be shipped; the rest is for the next process."""
     fsync: bool = False
     """Whether a finished trace is also made durable against the death of the machine."""
+    events: Events = "span"
+    """What lines, results, changes of state, artifacts and exceptions become: `span`: events of the spans; `log`: log
+    records with an event name, through the application's LoggerProvider, as they come; `both`. The limits of spans
+    (`span_events`, `events_budget`) are not those of log records, of which a trace makes at most 10,000, and as many
+    again of errors and warnings."""
+    pending_span: bool = False
+    """Whether a trace makes a small span at its start, so that it is seen while it runs: others are when they end."""
     max_spans: int = 1000
     """Child spans of one trace; further blocks are in the archive alone."""
     span_events: int = 128
@@ -62,7 +73,12 @@ class Settings:
     """Bytes of an attribute's value."""
     events_budget: int = 256 * 1024
     """Bytes of all events of one trace."""
+    foreign_spans: bool | Callable[[str, str, SpanKind], object] = True
+    """Whether spans that other instrumentations make inside a trace become lines of it: True, False, or a callable that
+    says so of a span's name, the name of the instrumentation that made it, and its kind."""
     service: str | None = None
     """Name of this service, in each record's `context`; None: what OpenTelemetry's variables or the provider say."""
     tracer_provider: TracerProvider | None = None
     """Where spans go; None: the application's global one, whenever it is set."""
+    logger_provider: LoggerProvider | None = None
+    """Where log records go; None: the application's global one, whenever it is set."""

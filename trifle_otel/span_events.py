@@ -34,6 +34,9 @@ PLAIN_SIZE = 144
 STATE = "state"  # what a line is, where it is no line but a change of state
 _USUAL = 128  # events of a span, where nothing else is said
 _UNKNOWN, _CLOSED = -1, -2  # of a `Pending`: its room is in the trace's settings; it takes no more
+AT_ONCE = -3
+"""Room of a `Pending` whose lines are taken as they come, by the trace's `log_events.LogEvents`."""
+
 # looked up for every line
 _TEXT_EVENT, _TEXT, _TYPE, _STATE, _LINE = names.TEXT_EVENT, names.TEXT, names.TYPE, names.STATE, names.LINE
 _RANKS = {"error": 0, "warning": 1}
@@ -102,18 +105,39 @@ class Pending:
             return 0
         return sum(line[3] != STATE for line in self.first) + (0 if rest is None else rest.lines) - lines
 
+    def hold(self, number: int, line: Line, room: int) -> None:
+        """Hold a line until the span ends: as one of the first `room` ones, or as `choose` may want it."""
+        if len(self.first) < room:
+            self.first.append(line)
+            self.numbers.append(number)
+        else:
+            if self.rest is None:
+                self.rest = _Rest(room)
+            self.rest.add((number, line), room)
+
+    def omit(self, line: Line) -> bool:
+        """Count a line that is shown nowhere; False where the count was taken already, since this is closed."""
+        if self.room == _CLOSED:
+            return False
+        if self.rest is None:
+            self.rest = _Rest(0)
+        self.rest.lines += line[3] != STATE
+        return True
+
     def _add_more(self, number: int, line: Line) -> None:
+        if self.room >= 0:
+            self.hold(number, line, self.room)
+            return
         if self.room == _CLOSED:
             if self.next is not None:
                 self.next.add(number, line)
-        elif self.room == _UNKNOWN:
-            spans = line[4].recording.spans
+            return
+        spans = line[4].recording.spans
+        if self.room == _UNKNOWN:
             self.room = places_of(_USUAL) if spans is None else spans.places
             self.add(number, line)
-        else:
-            if self.rest is None:
-                self.rest = _Rest(self.room)
-            self.rest.add((number, line), self.room)
+        elif spans is not None and spans.logs is not None:
+            spans.logs.take(self, number, line)
 
 
 class _Rank:
