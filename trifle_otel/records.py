@@ -16,6 +16,7 @@ RUNNING = "running"
 SUCCESS = "success"
 WARNING = "warning"
 ERROR = "error"
+DEBUG = "debug"  # of a line
 TRACE_STATES = (RUNNING, SUCCESS, WARNING, ERROR)
 COUNTED_STATES = ("success", "warning", "error", "debug")
 COUNTED_TYPES = ("text", "head", "raw", "media")
@@ -95,6 +96,11 @@ class Entry:
         """The id (16 hex digits) of the block that the line belongs to; None in others' archives."""
         span = self.stored.get("span")
         return span if isinstance(span, str) else None
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether it stands for a message that is stored as a file beside: artifacts of callers have no level."""
+        return self.type == "media" and "level" in self.stored and self.message.startswith("part_row_")
 
     def __eq__(self, other: object) -> bool:
         return self.stored == other.stored if isinstance(other, Entry) else NotImplemented
