@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Gets the servers that tests of indexes need and that no Python package brings: PostgreSQL (Debian's package) and
+# Gets the servers that tests need and that no Python package brings: PostgreSQL and Redis (Debian's packages) and
 # FerretDB, which speaks MongoDB's protocol over SQLite (built from Go modules). What is there already stays.
 #
-# Needs apt-get and root for the one (or PostgreSQL's programs in place), and Go 1.22 or later for the other.
+# Needs apt-get and root for the ones (or their programs in place), and Go 1.22 or later for the other.
 #
 #   TRIFLE_TOOLS=/some/folder tests/build_servers.sh     where to put programs (~/.cache/trifle_otel/bin)
 set -euo pipefail
@@ -15,6 +15,12 @@ if ! command -v initdb >/dev/null && ! compgen -G '/usr/lib/postgresql/*/bin/ini
     echo "installing PostgreSQL"
     apt-get update -q >/dev/null
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql >/dev/null
+fi
+
+if ! command -v redis-server >/dev/null; then
+    echo "installing Redis"
+    apt-get update -q >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends redis-server >/dev/null
 fi
 
 if [ ! -x "$program" ]; then

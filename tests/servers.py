@@ -1,7 +1,7 @@
 """Real servers for tests, each started once a session on a loopback port, in a temporary folder, and stopped again.
 
-PostgreSQL comes from the system, FerretDB (MongoDB's protocol over SQLite) from `tests/build_servers.sh`. Where one is
-not there, `ServerMissingError` says what is.
+PostgreSQL and Redis come from the system, FerretDB (MongoDB's protocol over SQLite) from `tests/build_servers.sh`.
+Where one is not there, `ServerMissingError` says what is.
 """
 
 from __future__ import annotations
@@ -174,6 +174,24 @@ class FerretDB(Server):
         return f"mongodb://127.0.0.1:{self.port}/{database}"
 
 
+class Redis(Server):
+    """Redis, without a file, a configuration or a password."""
+
+    name = "redis"
+
+    def __init__(self) -> None:
+        found = shutil.which("redis-server")
+        if found is None:
+            raise ServerMissingError("redis-server (tests/build_servers.sh installs it)")
+        self.program = found
+        super().__init__()
+
+    def command(self) -> Sequence[str | Path]:
+        """Everything in memory; its folder is for what it insists on."""
+        command: list[str | Path] = [self.program, "--port", str(self.port), "--bind", "127.0.0.1"]
+        return [*command, "--dir", self.folder, "--save", "", "--appendonly", "no"]
+
+
 @contextmanager
 def removing(server: _Server) -> Iterator[_Server]:
     """Remove a server at the end of a `with`."""
@@ -245,6 +263,14 @@ def postgres() -> Postgres:
 def ferretdb() -> FerretDB:
     """The session's FerretDB. Raises `ServerMissingError`."""
     server = FerretDB()
+    server.start()
+    return server
+
+
+@functools.cache
+def redis() -> Redis:
+    """The session's Redis. Raises `ServerMissingError`."""
+    server = Redis()
     server.start()
     return server
 

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 
 import trifle_otel as trifle
 from trifle_otel import Archive, Entry, TraceRecord
+from trifle_otel.outline import Block, outline
 
 LINES = ("trifle.text", "trifle.result", "trifle.artifact")
 
@@ -106,6 +107,27 @@ def lines(span: ReadableSpan) -> list[Event]:
 def texts(span: ReadableSpan) -> list[str]:
     """Messages of the lines on a span."""
     return [event["trifle.text"] for event in events(span, "trifle.text")]
+
+
+def tree(entries: Sequence[Entry]) -> list[str]:
+    """First lines of messages, indented by the blocks that they lie in; `= ` before results; no closings, no start."""
+    found = outline(entries)
+    shown = []
+    for place, entry in list(enumerate(entries))[1:]:
+        owner = found.owners[place]
+        if owner is not None and place == owner.closed:
+            continue
+        is_result = owner is not None and place == owner.result
+        text = f"= {entry.message.removeprefix('↳ ')}" if is_result else entry.message.removesuffix(" ↴")
+        shown.append("  " * (found.depth(place) + is_result) + text.splitlines()[0])
+    return shown
+
+
+def block_named(entries: Sequence[Entry], message: str) -> Block:
+    """The only block of a message."""
+    found = [block for block in outline(entries).blocks if block.message == message]
+    assert len(found) == 1, [block.message for block in outline(entries).blocks]
+    return found[0]
 
 
 def assert_every_line_is_accounted_for(sdk: Sdk) -> None:

@@ -43,9 +43,10 @@ CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
 COMMANDS = (
-    "checkup archive reading queries outline configuration recording replay otlp_receiver span_exporter delivery"
-    " shipper spool metrics viewer.*"
+    "checkup archive reading queries outline heartbeat wording tallies comparison configuration recording replay otlp_receiver span_exporter delivery"
+    " shipper spool metrics viewer.* otlp_endpoint otlp_sending otlp_files importing"
 )
+SHOWN = f"{STORED} archive reading queries outline heartbeat wording tallies comparison"
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
 LAYERS = {
@@ -67,24 +68,52 @@ LAYERS = {
     "settings": Layer("errors records conventions values redaction", "opentelemetry-api"),
     "runtime": Layer("errors records conventions values redaction settings"),
     # what a job calls: OpenTelemetry's API, nothing that does I/O
-    "recording": Layer(f"{PLAIN} live_spans", "opentelemetry-api"),
-    "live_spans": Layer(f"{PLAIN} recording span_events", "opentelemetry-api"),
+    "otel_context": Layer("", "opentelemetry-api"),
+    "clock": Layer(PLAIN),
+    "recording": Layer(f"{PLAIN} live_spans pending_span otel_context", "opentelemetry-api"),
+    "live_spans": Layer(f"{PLAIN} recording span_events log_events", "opentelemetry-api"),
     "span_events": Layer(PLAIN, "opentelemetry-api"),
-    "wrapping": Layer(f"{PLAIN} recording", "opentelemetry-api"),
-    "calls": Layer(f"{PLAIN} recording live_spans wrapping", "opentelemetry-api"),
+    "pending_span": Layer(f"{PLAIN} live_spans span_events", "opentelemetry-api"),
+    "log_events": Layer(f"{PLAIN} span_events otel_context", "opentelemetry-api"),
+    "wrapping": Layer(f"{PLAIN} recording otel_context", "opentelemetry-api"),
+    "calls": Layer(f"{PLAIN} recording live_spans wrapping otel_context", "opentelemetry-api"),
     "packing": Layer(f"{PLAIN} recording shapes"),
     "metrics": Layer(PLAIN, "opentelemetry-api"),
     # spans of the SDK, in and out
+    "span_data": Layer(),
+    "summaries": Layer("values"),
     "assemble": Layer(PLAIN, "opentelemetry-api"),
-    "span_processor": Layer(f"{PLAIN} recording live_spans", "opentelemetry-api opentelemetry-sdk"),
+    "span_processor": Layer(f"{PLAIN} recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"),
     "span_exporter": Layer(
         f"{PLAIN} assemble recording archive delivery shipper configuration", "opentelemetry-api opentelemetry-sdk"
     ),
-    "otlp_receiver": Layer(
-        f"{PLAIN} assemble archive spool delivery shipper configuration metrics",
-        "opentelemetry-api opentelemetry-sdk otlp protobuf",
+    "otlp_text": Layer("", "otlp protobuf"),
+    "otlp_json": Layer("errors strict_json", "otlp protobuf"),
+    "otlp_spans": Layer("errors span_data otlp_json otlp_text", "otlp protobuf"),
+    "otlp_answers": Layer("errors otlp_spans", "otlp protobuf googleapis"),
+    "otlp_bodies": Layer("otlp_answers"),
+    "otlp_http": Layer("otlp_answers otlp_bodies otlp_spans", "h11"),
+    "otlp_grpc": Layer("otlp_answers otlp_bodies otlp_http otlp_spans", "grpc"),
+    "receiver_metrics": Layer("conventions", "opentelemetry-api"),
+    "request_journal": Layer("errors strict_json spool"),
+    "intake": Layer(
+        f"{PLAIN} span_data otlp_spans otlp_answers receiver_metrics request_journal", "opentelemetry-api otlp"
     ),
-    "replay": Layer(f"{PLAIN} archive assemble live_spans", "opentelemetry-api opentelemetry-sdk otlp protobuf"),
+    "otlp_receiver": Layer(
+        f"{PLAIN} assemble executions delivery intake request_journal"
+        " otlp_spans otlp_answers otlp_bodies otlp_http otlp_grpc",
+        "grpc",
+    ),
+    "otlp_files": Layer("errors span_data strict_json otlp_spans"),
+    "importing": Layer(f"{PLAIN} span_data assemble executions"),
+    "archived_lines": Layer(f"{PLAIN} outline span_data span_events"),
+    "archived_spans": Layer(f"{PLAIN} archived_lines outline live_spans span_data span_events"),
+    "otlp_writing": Layer("span_data strict_json", "otlp protobuf"),
+    "otlp_endpoint": Layer("errors", "opentelemetry-api"),
+    "otlp_sending": Layer("errors otlp_endpoint", "otlp protobuf googleapis requests grpc"),
+    "replay": Layer(
+        f"{PLAIN} archive archived_spans otlp_endpoint otlp_sending otlp_writing span_data", "otlp protobuf"
+    ),
     # storing: two contracts, the drivers behind them, and what knows the contracts alone
     "stores": Layer(),
     "stores.contract": Layer("errors records"),
@@ -94,29 +123,40 @@ LAYERS = {
         f"{STORED} stores.contract stores.lifecycle stores.object_driver stores.object_urls stores.parallel", "obstore"
     ),
     "indexes": Layer(),
-    "indexes.contract": Layer("errors records"),
-    "indexes.memory": Layer(f"{STORED} indexes.contract"),
-    "indexes.sqlite": Layer(f"{STORED} indexes.contract indexes.sqlite_rows indexes.sqlite_search", "sqlite3"),
+    "tallies": Layer("records"),
+    "indexes.contract": Layer("errors records tallies"),
+    "indexes.memory": Layer(f"{STORED} tallies indexes.contract"),
+    "indexes.sqlite": Layer(f"{STORED} tallies indexes.contract indexes.sqlite_rows indexes.sqlite_search", "sqlite3"),
     "indexes.sqlite_rows": Layer(f"{STORED} indexes.contract", "sqlite3"),
-    "indexes.sqlite_search": Layer(f"{STORED} indexes.contract indexes.sqlite_rows", "sqlite3"),
+    "indexes.sqlite_search": Layer(f"{STORED} tallies indexes.contract indexes.sqlite_rows", "sqlite3"),
     "stores.lifecycle": Layer("errors stores.object_urls", "boto3 botocore"),
     "stores.object_driver": Layer("errors stores.contract stores.object_urls", "obstore"),
     "stores.object_urls": Layer("errors records stores.contract"),
     "stores.parallel": Layer("errors records stores.contract"),
     "indexes.remote": Layer("errors records"),
-    "indexes.postgres_table": Layer(f"{STORED} indexes.contract indexes.remote", "psycopg"),
+    "indexes.postgres_table": Layer(f"{STORED} tallies indexes.contract indexes.remote", "psycopg"),
     "indexes.mongo_documents": Layer(f"{STORED} indexes.contract indexes.remote", "pymongo bson"),
-    "indexes.postgres": Layer(f"{STORED} indexes.contract indexes.remote indexes.postgres_table", "psycopg"),
+    "indexes.postgres": Layer(f"{STORED} tallies indexes.contract indexes.remote indexes.postgres_table", "psycopg"),
     "indexes.mongo": Layer(f"{STORED} indexes.contract indexes.remote indexes.mongo_documents", "pymongo bson"),
     "queries": Layer(STORED),
     "outline": Layer("errors records"),
+    "heartbeat": Layer("records"),
+    "wording": Layer(STORED),
+    "comparison": Layer("records outline"),
     "reading": Layer(f"{STORED} stores.contract"),
     "reindex": Layer(f"{STORED} reading stores.contract"),
     "archive": Layer(f"{PLAIN} {CONTRACTS} queries reading reindex spool shipper configuration"),
-    "spool": Layer(f"{PLAIN} packing recording", "platformdirs"),
-    "delivery": Layer(f"{PLAIN} {CONTRACTS} archive spool shipper packing metrics recording", "opentelemetry-api"),
+    "closing": Layer(STORED),
+    "spool": Layer(f"{PLAIN} closing packing recording", "platformdirs"),
+    "backlog": Layer(f"{STORED} spool"),
+    "adoption": Layer(f"{PLAIN} {CONTRACTS} stores.parallel spool"),
+    "delivery": Layer(
+        f"{PLAIN} {CONTRACTS} archive closing spool shipper packing metrics recording clock", "opentelemetry-api"
+    ),
     "checkup": Layer(f"{PLAIN} {CONTRACTS} archive spool"),
-    "shipper": Layer(f"{PLAIN} {CONTRACTS} archive spool packing metrics recording", "opentelemetry-api"),
+    "shipper": Layer(
+        f"{PLAIN} {CONTRACTS} archive adoption backlog spool packing metrics recording", "opentelemetry-api"
+    ),
     # the one place that knows everything
     "locations": Layer(
         f"{PLAIN} stores.files stores.memory stores.objects"
@@ -129,11 +169,12 @@ LAYERS = {
     ),
     "": Layer(f"{PLAIN} {JOBS} archive delivery configuration span_processor span_exporter"),
     # above: whoever uses it
-    "testing": Layer(f"{PLAIN} {CONTRACTS} {JOBS} archive stores.memory indexes.memory", "pytest"),
+    "testing": Layer("testing.*", "pytest"),
+    "testing.*": Layer(f"{PLAIN} {CONTRACTS} {JOBS} archive stores.memory indexes.memory testing.*", "pytest"),
     "integrations": Layer("integrations.*"),
-    "integrations.*": Layer("errors recording calls integrations integrations.*", "*"),
-    "viewer": Layer(f"{STORED} archive outline viewer.*", "starlette uvicorn jinja2"),
-    "viewer.*": Layer(f"{STORED} archive outline viewer viewer.*", "starlette uvicorn jinja2"),
+    "integrations.*": Layer(f"{PLAIN} recording calls otel_context integrations integrations.*", "*"),
+    "viewer": Layer(f"{SHOWN} viewer.*"),
+    "viewer.*": Layer(f"{SHOWN} viewer viewer.*", "starlette uvicorn jinja2 markupsafe"),
     "cli": Layer(f"{PLAIN} {COMMANDS} cli.*", "rich cyclopts"),
     "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples examples.* viewer", "rich cyclopts"),
     "__main__": Layer("cli"),
@@ -141,7 +182,7 @@ LAYERS = {
     "examples.*": Layer(" ", "currency_converter eu_vat_rates_data"),
 }
 MAY_IMPORT_THE_PACKAGE = ("integrations", "cli", "examples", "viewer")
-SDK_IMPORTERS = {"span_processor", "span_exporter", "otlp_receiver", "replay", "configuration"}
+SDK_IMPORTERS = {"span_processor", "span_exporter", "otlp_receiver", "configuration"}
 COMPUTED_IMPORTS = {"", "configuration", "cli"}  # lazy public names, drivers by URL, a user's own application
 READS_ENVIRONMENT = {"configuration"}
 # what these import of other packages, and the drivers, they import when they need it
@@ -159,6 +200,7 @@ OTEL_PACKAGES = {
     "opentelemetry.instrumentation": "opentelemetry-instrumentation",
     "opentelemetry": "opentelemetry-api",
     "google.protobuf": "protobuf",
+    "google.rpc": "googleapis",
 }
 
 

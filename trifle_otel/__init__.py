@@ -29,12 +29,14 @@ from trifle_otel.runtime import on
 
 if TYPE_CHECKING:
     from trifle_otel.archive import Archive
+    from trifle_otel.span_processor import TrifleSpanProcessor
 
 __all__ = [
     "Archive",
     "Entry",
     "Redactor",
     "TraceRecord",
+    "TrifleSpanProcessor",
     "artifact",
     "attach",
     "block",
@@ -58,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from trifle_otel.archive import Archive  # noqa: PLC0415 - only readers need it
 
         return Archive
+    if name == "TrifleSpanProcessor":
+        from trifle_otel.span_processor import TrifleSpanProcessor  # noqa: PLC0415 - it needs the SDK
+
+        return TrifleSpanProcessor
     raise AttributeError(f"module 'trifle_otel' has no attribute {name!r}")

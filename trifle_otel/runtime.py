@@ -107,6 +107,18 @@ class Runtime:
         self.nothing = self.serialize(None)
         self.redactor: Redactor | None = _redactor(settings.redaction)
         self.pid = os.getpid()
+        self.provider: Any = None  # the TracerProvider that was seen last
+        self.on_provider: Callable[[Any], object] | None = None
+        """Told of each TracerProvider that traces go to, before the first one does."""
+
+    def see(self, provider: Any) -> None:
+        """Tell of a TracerProvider that traces go to from now on."""
+        self.provider = provider
+        if self.on_provider is not None:
+            try:
+                self.on_provider(provider)
+            except Exception as error:  # a provider of another kind: our own spans can do without
+                self.troubles.report("a provider took no span processor", error)
 
 
 _callbacks: dict[Event, list[Callable[[Recording], object]]] = {event: [] for event in EVENTS}
