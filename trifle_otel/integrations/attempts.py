@@ -1,7 +1,7 @@
 """One attempt at a job as one trace: what all job frameworks have in common, whatever their hooks are.
 
 A framework's module describes the attempt as a `Job`, starts an `Attempt`, and says how it ended. Nothing here
-raises into the job or knows a framework. How web requests become traces is in `requests`.
+raises into the job or knows a framework. How web requests become traces is in `web`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from trifle_otel.calls import tracer
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.recording import RootFrame, put
+from trifle_otel.recording import Recording, RootFrame, exception_text, put, traceback_text
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.runtime import runtime
 
@@ -29,6 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OWN: Final = "__trifle_job__"
 _LOCAL: Final = re.compile(r"<[^>]*>")
 _TEXT: Final = "text"
+_RAW: Final = "raw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,30 +130,58 @@ class Attempt:
     def fail(self, error: BaseException | None) -> None:
         """The job raised. None: it failed, and nobody says of what."""
         if error is None:
-            self._say("The job failed", ERROR)
+            self.say("The job failed", ERROR)
         self._end(error)
 
-    def retry(self, why: object = None) -> None:
-        """The job is to be tried again, which is no failure."""
-        self._say(f"Retry: {why}" if why else "Retry", WARNING)
+    def expected(self, error: BaseException) -> None:
+        """The job raised what it says that it may raise, which is no failure."""
+        self.say(f"Expected: {type(error).__name__}: {exception_text(error)}", WARNING)
+        self._end(None)
+
+    def retry(self, why: object = None, error: BaseException | None = None) -> None:
+        """The job is to be tried again, which is no failure; because of `error`, whose traceback is kept."""
+        self.say(f"Retry: {why}" if why else "Retry", WARNING)
+        if error is not None and self._frame is not None:
+            put(self._frame, traceback_text(error), SUCCESS, _RAW)
         self._end(None)
 
     def ignore(self, why: object = None) -> None:
         """The job says that its outcome does not matter."""
-        self._say(f"Ignored: {why}" if why else "Ignored", SUCCESS)
+        self.say(f"Ignored: {why}" if why else "Ignored", SUCCESS)
         self._end(None)
 
     def reject(self, why: object = None) -> None:
         """The job gave its message back."""
-        self._say(f"Rejected: {why}" if why else "Rejected", WARNING)
+        self.say(f"Rejected: {why}" if why else "Rejected", WARNING)
         self._end(None)
 
     def cancel(self, why: object = None) -> None:
         """The job was stopped from outside: revoked, cancelled, out of time."""
-        self._say(f"Cancelled: {why}" if why else "Cancelled", ERROR)
+        self.say(f"Cancelled: {why}" if why else "Cancelled", ERROR)
         self._end(None)
 
-    def _say(self, message: str, state: str) -> None:
+    @property
+    def recording(self) -> Recording | None:
+        """The trace, until its end."""
+        return None if self._frame is None else self._frame.recording
+
+    @property
+    def within(self) -> Context:
+        """The context in which the trace is current, for frameworks that go on elsewhere; until its end."""
+        return self._before if self._frame is None else self._frame.ours
+
+    def note(self, message: str, state: str = SUCCESS) -> None:
+        """Record a line in the trace itself; the trace's state stays what it is."""
+        if self._frame is not None:
+            put(self._frame, message, state, _TEXT)
+
+    def step_out(self) -> None:
+        """Make current again what was before, while the attempt goes on elsewhere, or later."""
+        if self._frame is not None and get_current() is self._frame.ours:
+            attach(self._before)
+
+    def say(self, message: str, state: str) -> None:
+        """Record a line in the trace itself; a state other than success is the trace's from now on."""
         frame = self._frame
         if frame is not None:
             put(frame, message, state, _TEXT)
@@ -179,28 +208,42 @@ def start(job: Job, options: Options = Options(), *, kind: SpanKind = SpanKind.C
     Inside the span of another instrumentation the trace is its child. Where there is none, the trace takes the
     enqueuer's context from the message, and its span is the consumer's, with the attributes of the conventions.
     """
-    run = runtime()
-    if run.sink is None and not _has_sdk():
+    if not is_wanted():
         return None
     own = getattr(job.function, _OWN, None)
-    before = get_current()
     try:
         if not _selected(job, options, own):
             return None
-        alone = not otel.get_current_span(before).get_span_context().is_valid
-        within = _enqueuers(job.headers, before) if alone and job.headers else before
-        frame = _tracer(job, options, own, kind if alone else SpanKind.INTERNAL, alone)
-        if within is not before:
-            attach(within)
-        root = frame._start()
-        if root is None:
-            if within is not before:
-                attach(before)
-            return None
-        return Attempt(root, before, within)
+        return begin(lambda alone: _tracer(job, options, own, kind if alone else SpanKind.INTERNAL, alone), job.headers)
     except Exception as error:  # a callable of the user's: the job runs untraced
-        run.troubles.report("an attempt at a job could not be traced", error)
+        runtime().troubles.report("an attempt at a job could not be traced", error)
         return None
+
+
+def is_wanted() -> bool:
+    """Whether there is anything to record into: an archive, or an SDK."""
+    return runtime().sink is not None or not isinstance(
+        otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider
+    )
+
+
+def begin(make: Callable[[bool], tracer], headers: Mapping[str, Any]) -> Attempt | None:
+    """Start the tracer that `make` gives, which is told whether no other instrumentation has a span around it.
+
+    In that case it is started in the context that `headers` bring along. Raises what `make` raises.
+    """
+    before = get_current()
+    alone = not otel.get_current_span(before).get_span_context().is_valid
+    within = _enqueuers(headers, before) if alone and headers else before
+    made = make(alone)
+    if within is not before:
+        attach(within)
+    root = made._start()
+    if root is None:
+        if within is not before:
+            attach(before)
+        return None
+    return Attempt(root, before, within)
 
 
 def inject(headers: MutableMapping[str, Any]) -> None:
@@ -277,10 +320,6 @@ def _attributes(job: Job) -> dict[str, Any]:
 
 def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _has_sdk() -> bool:
-    return not isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider)
 
 
 def _never(job: Job) -> bool:
