@@ -6,6 +6,7 @@ raises into the job or knows a framework. How web requests become traces is in `
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OWN: Final = "__trifle_job__"
 _LOCAL: Final = re.compile(r"<[^>]*>")
 _TEXT: Final = "text"
+_MOST_PLAIN: Final = 1000  # items of a container that are looked at: an import of a million is not run again by hand
 _RAW: Final = "raw"
 
 
@@ -293,6 +295,7 @@ def _tracer(job: Job, options: Options, own: Options | None, kind: SpanKind, alo
 
 def _context(job: Job) -> dict[str, Any]:
     known = {
+        "meta_exact": None if _is_plain(job.args) and _is_plain(job.kwargs) else False,
         "job_id": job.id,
         "job_name": job.name,
         "job_system": job.system,
@@ -304,6 +307,22 @@ def _context(job: Job) -> dict[str, Any]:
         **job.more,
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _is_plain(value: Any, depth: int = 8) -> bool:
+    """Whether a value is the same once it is JSON and back, so that the job could be run again with it."""
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
+        return True
+    if kind is float:
+        return math.isfinite(value)
+    if depth and kind in (list, tuple):
+        return len(value) <= _MOST_PLAIN and all(_is_plain(item, depth - 1) for item in value)
+    if depth and kind is dict:
+        return len(value) <= _MOST_PLAIN and all(
+            type(name) is str and _is_plain(item, depth - 1) for name, item in value.items()
+        )
+    return False
 
 
 def _attributes(job: Job) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""`rerun`: the call that an archived job was, printed, or sent to its framework again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from trifle_otel.cli.finding import resolve
+from trifle_otel.cli.options import Flag, Place, opened
+from trifle_otel.cli.visible import visible
+from trifle_otel.errors import UsageError
+from trifle_otel.records import TraceRecord
+
+REDACTED = "[redacted:"
+
+
+class Call(NamedTuple):
+    """What was run, with what."""
+
+    system: str
+    name: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str | None
+
+
+def rerun(
+    reference: str, *, enqueue: Flag = False, app: str | None = None, as_json: Flag = False, place: Place | None = None
+) -> int:
+    """Print the call that a job was, with its arguments as they were; or send it to its framework again.
+
+    Refuses what is not known exactly: redacted arguments, and such as JSON does not hold.
+
+    Parameters
+    ----------
+    reference
+        The job's trace; the beginning of its reference is enough.
+    enqueue
+        Send it again, as a new job in the same queue.
+    app
+        With --enqueue: what to send it with, as `module:name`: a Celery app, an RQ queue, a Dramatiq broker, a Huey
+        instance.
+    as_json
+        Print it as JSON.
+    """
+    with opened(place) as archive:
+        call = call_of(resolve(archive, reference))
+    if not enqueue:
+        print(json.dumps(call._asdict(), ensure_ascii=False) if as_json else visible(python_of(call)))
+        return 0
+    if app is None:
+        raise UsageError("--enqueue needs --app module:name, which says what to send the job with")
+    print(f"Enqueued {call.name} as {visible(send(call, load(app)))}.")
+    return 0
+
+
+def call_of(record: TraceRecord) -> Call:
+    """The call that a record tells of. Raises `UsageError` where it tells of none, or not exactly."""
+    context, meta = record.context, record.meta
+    name, system = context.get("job_name"), context.get("job_system")
+    if not isinstance(name, str) or not isinstance(system, str):
+        raise UsageError(f"{record.reference} is no job of a framework: its context names no job_name and job_system")
+    if context.get("meta_exact") is False:
+        raise UsageError(
+            f"{record.reference} had arguments that JSON does not hold as they were; they are shown by"
+            f" `trifle-otel show {record.reference}`"
+        )
+    if REDACTED in json.dumps(meta, ensure_ascii=False):
+        raise UsageError(f"{record.reference} had arguments that were redacted: nobody knows them any more")
+    args, kwargs = (meta.get("args"), meta.get("kwargs")) if isinstance(meta, dict) else (meta, {})
+    if not isinstance(args, list | None) or not isinstance(kwargs, dict):
+        raise UsageError(f"{record.reference} does not say what its arguments were")
+    queue = context.get("queue")
+    return Call(system, name, args or [], kwargs, queue if isinstance(queue, str) else None)
+
+
+def python_of(call: Call) -> str:
+    """The call as Python: `shop.tasks.price(9, 'EUR', fast=True)`."""
+    given = [repr(value) for value in call.args]
+    given += [
+        f"{name}={value!r}" if name.isidentifier() else f"**{{{name!r}: {value!r}}}"
+        for name, value in call.kwargs.items()
+    ]
+    return f"{call.name}({', '.join(given)})"
+
+
+def load(path: str) -> Any:
+    """What `module:name` names, with the current folder on the path. Raises `UsageError`."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UsageError(f"--app {path!r} is not allowed; it is module:name, as in shop.worker:app")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--app {path!r} cannot be loaded: {error}") from error
+    return found
+
+
+def send(call: Call, app: Any) -> str:
+    """Send the job; gives the id of the new one. Raises `UsageError` for a framework that cannot be sent to here."""
+    sender = _SENDERS.get(call.system)
+    if sender is None:
+        others = ", ".join(_SENDERS)
+        raise UsageError(f"jobs of {call.system} cannot be sent from here, only those of {others}: {python_of(call)}")
+    try:
+        return str(sender(call, app))
+    except AttributeError as error:
+        raise UsageError(f"what --app names is not what {call.system} sends jobs with: {error}") from error
+
+
+def _celery(call: Call, app: Any) -> Any:
+    return app.send_task(call.name, args=call.args, kwargs=call.kwargs, queue=call.queue).id
+
+
+def _rq(call: Call, queue: Any) -> Any:
+    return queue.enqueue_call(call.name, args=tuple(call.args), kwargs=call.kwargs).id
+
+
+def _dramatiq(call: Call, broker: Any) -> Any:
+    from dramatiq import Message
+
+    message: Message[Any] = Message(
+        queue_name=call.queue or "default", actor_name=call.name, args=tuple(call.args), kwargs=call.kwargs, options={}
+    )
+    return broker.enqueue(message).message_id
+
+
+def _huey(call: Call, huey: Any) -> Any:
+    registry = huey._registry
+    names = [name for name in registry._registry if name == call.name or name.endswith(f".{call.name}")]
+    if len(names) != 1:
+        raise UsageError(f"Huey knows no task {call.name}; import its module where --app is defined")
+    return huey.enqueue(registry.string_to_task(names[0])(tuple(call.args), call.kwargs)).id
+
+
+_SENDERS: dict[str, Callable[[Call, Any], Any]] = {
+    "celery": _celery,
+    "rq": _rq,
+    "dramatiq": _dramatiq,
+    "huey": _huey,
+}

@@ -1,0 +1,130 @@
+"""`run`: any command as a trace, for cron scripts and programs in other languages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, TextIO
+
+from cyclopts import Parameter
+from opentelemetry import propagate
+
+import trifle_otel as trifle
+from trifle_otel.cli.options import Place
+from trifle_otel.configuration import default_index
+from trifle_otel.errors import UsageError
+from trifle_otel.integrations.executors import carry
+
+_LONGEST = 64 << 10  # bytes of one line; a longer one becomes several
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    key: str | None = None,
+    tag: Annotated[list[str] | None, Parameter(negative=())] = None,
+    retention: int | None = None,
+    place: Place | None = None,
+) -> int:
+    """Run a command as a trace: its arguments, its output as lines, its exit code. Write it after `--`.
+
+    What it prints is printed as ever. The exit code is the command's; one that is not 0 makes the trace an error.
+    The command gets the trace's reference in TRIFLE_PARENT_REFERENCE and, where spans are made, their context in
+    TRACEPARENT.
+
+    Parameters
+    ----------
+    command
+        The program and its arguments.
+    key
+        Key of the trace [default: commands/ and the program's or the script's name].
+    tag
+        A label of the trace; may be given several times.
+    retention
+        Days that the payload is kept.
+    """
+    if not command:
+        raise UsageError("no command is given; write it after --, as in: trifle-otel run -- python script.py")
+    place = place or Place()
+    trifle.configure(place.name, index=place.index or default_index())
+    try:
+        with trifle.tracer(
+            key or key_of(command), meta=list(command), tags=tag or (), mode="live", retention=retention
+        ) as job:
+            code = _run(command, job.reference)
+            trifle.trace(f"Exit code {code}", state="success" if code == 0 else "error")
+            if code:
+                trifle.fail()
+    finally:
+        trifle.shutdown()
+    return code
+
+
+def key_of(command: tuple[str, ...]) -> str:
+    """`commands/<name>`: the script's where an interpreter runs one, else the program's."""
+    program = Path(command[0]).name
+    script = next((word for word in command[1:] if not word.startswith("-")), None)
+    if script is not None and re.fullmatch(r"(python|pypy|ruby|node|perl|bash|sh)[0-9.]*", program):
+        program = Path(script).stem if command[1] != "-m" else script
+    return f"commands/{_UNSAFE.sub('-', program) or 'unnamed'}"
+
+
+def _run(command: tuple[str, ...], reference: str) -> int:
+    environment = {**os.environ, "TRIFLE_PARENT_REFERENCE": reference}
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    environment.update({name.upper(): value for name, value in carrier.items()})
+    try:
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        trifle.trace(f"{shlex.join(command)} cannot be run: {error.strerror or error}", state="error")
+        sys.stderr.write(f"trifle-otel: {command[0]}: {error.strerror or error}\n")
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    assert child.stdout is not None
+    assert child.stderr is not None
+    with child, _passing_on(child):
+        readers = [
+            threading.Thread(target=carry(_copy), args=(source, target, state))
+            for source, target, state in ((child.stdout, sys.stdout, "success"), (child.stderr, sys.stderr, "warning"))
+        ]
+        for reader in readers:
+            reader.start()
+        code = child.wait()
+        for reader in readers:
+            reader.join()
+    return code if code >= 0 else 128 - code
+
+
+def _copy(source: IO[bytes], target: TextIO, state: str) -> None:
+    """Print what comes, and record it line by line."""
+    while line := source.readline(_LONGEST):
+        text = line.decode("utf-8", "backslashreplace")
+        target.write(text)
+        target.flush()
+        trifle.trace(text.rstrip("\r\n"), state=state)
+
+
+@contextmanager
+def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Signals that end us end the command instead, and we end after it."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
