@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from trifle_otel import Archive
+from trifle_otel.encoding import encode_record
 from trifle_otel.records import TraceRecord
+from trifle_otel.testing import sample_record
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and fork are Unix's")
 
@@ -70,6 +72,36 @@ def test_what_a_short_script_recorded_is_found_without_recovery(tmp_path: Path) 
     with Archive.open(tmp_path / "a") as archive:
         assert len(archive.search().records) == 1
     assert list((tmp_path / "a" / ".spool").iterdir()) == []
+
+
+LATER = """
+import sys
+import trifle_otel as trifle
+trifle.configure(sys.argv[1])
+with trifle.tracer("jobs/later"):
+    pass
+"""
+
+
+def test_the_next_short_script_ships_what_a_killed_process_left(tmp_path: Path) -> None:
+    """Where nothing but short scripts records on a machine, each brings in what others left before it, unasked."""
+    folder = tmp_path / "a"
+    run(ONE.format(last="os.kill(os.getpid(), 9)"), str(folder), "live", check=False)
+    left = folder / ".spool" / "left"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    for number in range(200):  # more than a moment's work
+        record = sample_record(reference=f"ref-{number}", parts=1)
+        trace = left / f"{number:08d}-ref-{number}"
+        trace.mkdir()
+        (trace / "data_1.json").write_bytes(b"[]")
+        (trace / "record.json").write_bytes(encode_record(record))
+    run(LATER, str(folder))
+    with Archive.open(folder) as archive:
+        found = archive.search(limit=1000).records
+        assert len(found) == 202
+        assert {record.key for record in found} == {"jobs/one", "jobs/later", "commodity/calculate/one"}
+    assert list((folder / ".spool").iterdir()) == []
 
 
 HANGING = """

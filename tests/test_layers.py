@@ -82,10 +82,14 @@ LAYERS = {
     # spans of the SDK, in and out
     "span_data": Layer(),
     "summaries": Layer("values"),
-    "assemble": Layer(PLAIN, "opentelemetry-api"),
+    "fragments": Layer("span_data"),
+    "assemble": Layer("fragments span_data"),
+    "execution_keys": Layer("references span_data values"),
+    "execution_lines": Layer(f"{PLAIN} recording span_data summaries"),
+    "executions": Layer(f"{PLAIN} assemble execution_keys execution_lines recording span_data"),
     "span_processor": Layer(f"{PLAIN} recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"),
     "span_exporter": Layer(
-        f"{PLAIN} assemble recording archive delivery shipper configuration", "opentelemetry-api opentelemetry-sdk"
+        f"{PLAIN} assemble configuration executions recording span_data", "opentelemetry-api opentelemetry-sdk"
     ),
     "otlp_text": Layer("", "otlp protobuf"),
     "otlp_json": Layer("errors strict_json", "otlp protobuf"),

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +17,17 @@ from typing import BinaryIO
 import pytest
 
 import trifle_otel as trifle
-from trifle_otel import Archive, shipper
+from trifle_otel import Archive, backlog, shipper, spool
+from trifle_otel.adoption import TOO_MUCH
 from trifle_otel.delivery import Delivery
-from trifle_otel.encoding import encode_record
 from trifle_otel.errors import NotFound, StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.runtime import Runtime, Troubles, install
 from trifle_otel.settings import Settings
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import Parcel, Spool, save
+from trifle_otel.spool import Parcel, Spool
+from trifle_otel.stores.files import FileStore
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.testing import sample_record
 
@@ -35,6 +38,12 @@ class Faulty(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.fault: Callable[[], None] = lambda: None
+        self.order: list[str] = []
+
+    def take(self, folder: Folder, local: Path) -> None:
+        """Note in which order traces come in."""
+        super().take(folder, local)
+        self.order.append(folder.reference)
 
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
         """Write, unless something is the matter."""
@@ -78,15 +87,15 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Setup:
     """A delivery over faulty parts, with a spool on disk."""
 
-    def __init__(self, folder: Path, *, limit: int = 1 << 30, **settings: object) -> None:
+    def __init__(self, folder: Path, *, limit: int = 1 << 30, direct: bool = False, **settings: object) -> None:
         self.store = Faulty()
         self.index = FaultyIndex()
-        self.archive = Archive(self.store, self.index)
+        self.archive = Archive(FileStore(folder) if direct else self.store, self.index)
         self.settings = Settings(spool_limit=limit, **settings)  # type: ignore[arg-type]
         self.runtime = Runtime(self.settings, None)
-        self.spool = Spool(folder / "spool")
+        self.spool = Spool(folder / ".spool")
         self.troubles: Troubles = self.runtime.troubles
-        self.delivery = Delivery(self.archive, self.spool, self.settings, self.troubles)
+        self.delivery = Delivery(self.archive, self.spool, self.settings, self.troubles, direct=direct)
         self.runtime.sink = self.delivery
         install(self.runtime)
 
@@ -187,6 +196,186 @@ def test_the_bound_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
     assert setup.keys() == [f"jobs/{number:02d}" for number in range(dropped, 30)]
     assert [path for path in setup.spool.root.glob("*/*") if path.is_dir()] == []
     setup.delivery.shutdown(5)
+
+
+def test_what_waits_for_long_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Above `spool_age` traces that cannot be shipped go, from disk too; those that can be shipped never do."""
+    setup = Setup(tmp_path, spool_age=0.05)
+    setup.store.fault = unavailable
+    for _ in range(3):
+        setup.record("jobs/old")
+    assert trifle.flush(5)
+    assert setup.troubles.counts["traces were dropped: they had waited longer than `spool_age` allows"] == 3
+    assert [path for path in setup.spool.root.glob("*/*") if path.is_dir()] == []
+    setup.store.fault = lambda: None
+    setup.record("jobs/new")
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/new"]
+    setup.delivery.shutdown(5)
+
+
+def test_what_was_let_go_of_is_shipped_in_order(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long queue most is on disk alone; all of it arrives, in order, whole, and is counted while it waits."""
+    monkeypatch.setattr(backlog, "KEPT", 5)
+    monkeypatch.setattr(backlog, "PACKED", 7)
+    monkeypatch.setattr(shipper, "BATCH", 10)
+    setup.store.fault = unavailable
+    references = [setup.record(f"jobs/{number:03d}", lines=number % 5) for number in range(100)]
+    waiting = setup.delivery.shipper.waits()
+    assert waiting.traces == 100
+    files = setup.spool.root.rglob("*")
+    assert waiting.bytes == sum(path.stat().st_size for path in files if path.name.startswith(("data_", "record.")))
+    assert 0 < waiting.age < 60
+    setup.store.fault = lambda: None
+    assert trifle.flush(10)
+    assert setup.delivery.shipper.waits() == (0, 0, 0)
+    assert setup.store.order == references
+    for number, reference in enumerate(references):
+        entries = setup.archive.entries(reference)
+        assert (entries.damaged, len(entries)) == ([], 1 + number % 5)
+
+
+GROWING = """
+import os, sys
+from pathlib import Path
+import trifle_otel as trifle
+from trifle_otel import Archive
+from trifle_otel.delivery import Delivery
+from trifle_otel.errors import StoreUnavailable
+from trifle_otel.indexes.memory import MemoryIndex
+from trifle_otel.runtime import Runtime, install
+from trifle_otel.settings import Settings
+from trifle_otel.spool import Spool
+from trifle_otel.stores.memory import MemoryStore
+
+class Down(MemoryStore):
+    def write(self, folder, name, data):
+        raise StoreUnavailable("it is down")
+
+settings = Settings(default_mode="deferred")
+runtime = Runtime(settings, None)
+runtime.sink = Delivery(Archive(Down(), MemoryIndex()), Spool(Path(sys.argv[1])), settings, runtime.troubles)
+install(runtime)
+
+def record(amount):
+    for number in range(amount):
+        with trifle.tracer("jobs/one", meta=[number, "x" * 100], tags=[f"product:{number}"]):
+            trifle.trace("line")
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+print(-record(3000) + record(40_000))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="nothing tells there how much memory is taken")
+def test_memory_stays_bounded_while_a_store_is_down(tmp_path: Path) -> None:
+    """Forty thousand traces that wait take less than 64 MB; as objects in memory they would take 96."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as folder:
+        done = subprocess.run([sys.executable, "-c", GROWING, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 << 20
+
+
+def test_rows_that_wait_are_counted(setup: Setup) -> None:
+    """A trace whose row alone is missing still waits."""
+    setup.index.fault = unavailable
+    for _ in range(4):
+        setup.record()
+    assert not trifle.flush(0.3)
+    assert setup.delivery.shipper.waits().traces == 4
+    setup.index.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.delivery.shipper.waits().traces == 0
+
+
+def test_rows_of_a_local_archive_follow_however_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its index is down a local archive has the payloads at once; rows wait on disk, and none is forgotten."""
+    monkeypatch.setattr(backlog, "KEPT", 5)
+    monkeypatch.setattr(backlog, "PACKED", 7)
+    monkeypatch.setattr(spool, "NOTE_ROWS", 9)
+    setup = Setup(tmp_path, direct=True)
+    setup.index.fault = unavailable
+    references = [setup.record() for _ in range(60)]
+    assert len(list(setup.archive.store.folders())) == 60
+    assert setup.delivery.shipper.waits().traces == 60
+    setup.index.fault = lambda: None
+    assert trifle.flush(5)
+    assert {record.reference for record in setup.archive.search(limit=100).records} == set(references)
+    assert list(setup.spool.root.glob("*/rows-*")) == []
+    setup.delivery.shutdown(5)
+
+
+def test_a_row_that_the_index_refuses_holds_up_no_other(setup: Setup) -> None:
+    """One record that cannot be indexed is counted; the others of its batch are found."""
+    put = setup.index.put
+
+    def refuse(records: Sequence[TraceRecord]) -> None:
+        if any(record.key == "jobs/bad" for record in records):
+            raise ValueError("never")
+        put(records)
+
+    setup.index.put = refuse  # type: ignore[method-assign]
+    setup.store.fault = unavailable
+    for key in ("jobs/a", "jobs/bad", "jobs/c"):
+        setup.record(key)
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/a", "jobs/c"]
+    assert setup.troubles.counts["a trace cannot be indexed"] == 1
+    assert setup.delivery.shipper.waits().traces == 0
+
+
+def test_parts_of_a_running_trace_count(tmp_path: Path) -> None:
+    """What a running trace has flushed waits too: above `spool_limit` its parts go, and readers are told which."""
+    setup = Setup(tmp_path, limit=20_000)
+    setup.store.fault = unavailable
+    with trifle.tracer("jobs/live", mode="live") as job:
+        for number in range(4):
+            trifle.artifact(f"{number}.bin", b"x" * 4_000)
+            trifle.trace("line")
+            setup.delivery.bump(job)
+        waiting = setup.delivery.shipper.waits()
+        assert waiting.traces == 1
+        assert waiting.bytes > 16_000
+        setup.record("jobs/other", lines=20)
+        trifle.artifact("last.bin", b"x" * 4_000)
+    setup.record("jobs/new")
+    dropped = "parts of running traces were dropped with what was too much or too old"
+    assert setup.troubles.counts[dropped] + setup.troubles.counts[TOO_MUCH] > 0
+    assert sum(path.stat().st_size for path in setup.spool.root.rglob("*") if path.is_file()) < 20_000
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.archive.search(segment="jobs/new").records
+    setup.delivery.shutdown(5)
+
+
+def test_news_that_memory_holds_are_not_lost_with_the_end(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that the full disk did not take, flushed while the store is down, comes in with the trace's end."""
+
+    def full(*arguments: object, **keywords: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    setup.store.fault = unavailable
+    with trifle.tracer("jobs/live", mode="live") as job:
+        trifle.trace("on disk")
+        setup.delivery.bump(job)
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "write", full)
+            trifle.trace("in memory")
+            setup.delivery.bump(job)
+        assert not trifle.flush(0.1)
+        trifle.trace("last")
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    entries = setup.archive.entries(job.reference)
+    assert [entry.message for entry in entries][1:] == ["on disk", "in memory", "last"]
+    assert entries.damaged == []
+    assert setup.archive.find(job.reference).state == "success"
+    with setup.archive.store.open(setup.archive.find(job.reference).folder, "record.json") as stream:
+        assert b'"state":"success"' in stream.read()
 
 
 def test_a_trace_that_the_archive_refuses_is_put_aside(setup: Setup) -> None:
@@ -355,69 +544,7 @@ def test_a_long_live_trace_does_not_pile_up_in_memory(tmp_path: Path) -> None:
     setup.delivery.shutdown(5)
 
 
-# --- what a dead process left behind, in every state that it can have left it in
-
-
-def left_behind(root: Path) -> tuple[Spool, str]:
-    """A spool whose owner is gone, and its folder."""
-    spool = Spool(root)
-    own = spool.open()
-    return spool, own
-
-
-def adopt(root: Path, store: MemoryStore, index: MemoryIndex) -> int:
-    """Adopt what is in a spool."""
-    return Shipper(store, index, Spool(root), Troubles(None), limit=1).adopt()
-
-
-def test_a_note_without_its_payload_makes_no_row(tmp_path: Path) -> None:
-    """A process that died after it noted a record, and before the payload moved, leaves no row without payload."""
-    record = sample_record(state="success")
-    spool, _ = left_behind(tmp_path)
-    spool.note(encode_record(record))
-    spool.forget()
-    store, index = MemoryStore(), MemoryIndex()
-    assert adopt(tmp_path, store, index) == 0
-    assert index.find(record.reference) is None
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_note_whose_payload_is_stored_makes_the_row(tmp_path: Path) -> None:
-    """A process that died between payload and index leaves a row to whoever adopts its spool."""
-    record = sample_record(state="success")
-    spool, _ = left_behind(tmp_path)
-    spool.note(encode_record(record))
-    spool.forget()
-    store, index = MemoryStore(), MemoryIndex()
-    store.write(record.folder, "record.json", encode_record(record))
-    adopt(tmp_path, store, index)
-    assert index.find(record.reference) == record
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_note_cut_in_mid_line_gives_the_lines_before(tmp_path: Path) -> None:
-    """What a process killed in mid-write left of its notes does not hide the rest."""
-    record = sample_record(state="success")
-    spool, _ = left_behind(tmp_path)
-    note = spool.note(encode_record(record))
-    os.write(note.descriptor, b'{"reference":"01')
-    spool.forget()
-    store, index = MemoryStore(), MemoryIndex()
-    store.write(record.folder, "record.json", encode_record(record))
-    adopt(tmp_path, store, index)
-    assert index.find(record.reference) == record
-
-
-def test_a_trace_without_a_record_is_counted_and_removed(tmp_path: Path) -> None:
-    """A process that died before anything said which trace it was leaves nothing that anybody could find."""
-    spool, _ = left_behind(tmp_path)
-    folder = spool.folder("somebody")
-    spool.write(folder, "artifacts/a.txt", b"x")
-    spool.forget()
-    troubles = Troubles(None)
-    assert Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles, limit=1).adopt() == 0
-    assert troubles.counts["traces of a dead process had recorded nothing yet"] == 1
-    assert list(tmp_path.iterdir()) == []
+# --- deaths and disks
 
 
 @pytest.mark.parametrize("mode", ["live", "deferred"])
@@ -442,36 +569,11 @@ def test_a_process_that_died_between_its_first_part_and_the_record_of_it_leaves_
         left = setup.spool.root / "somebody"
         shutil.copytree(Path(replaced[0]).parent, left)
         store, index = MemoryStore(), MemoryIndex()
-        assert Shipper(store, index, Spool(setup.spool.root), Troubles(None), limit=1).adopt() == 1
+        assert Shipper(store, index, Spool(setup.spool.root), Troubles(None)).adopt() == 1
         entries = Archive(store, index).entries(job.reference)
         assert [entry.message for entry in entries][1:2] == ["recorded"]
         assert (entries.damaged, len(entries)) == ([], 3)
         trifle.ignore()
-
-
-def test_a_dead_processs_traces_stay_until_the_archive_has_them(tmp_path: Path) -> None:
-    """Where the index is down at adoption, the next one to adopt finds everything still there."""
-    record = sample_record(state="success")
-    spool, _ = left_behind(tmp_path)
-    save(spool, spool.folder(record.reference), {"data_1.json": b"[]"}, encode_record(record))
-    spool.forget()
-    store, index = MemoryStore(), FaultyIndex()
-    index.fault = unavailable
-    adopt(tmp_path, store, index)
-    index.fault = lambda: None
-    assert adopt(tmp_path, store, index) == 1
-    assert index.find(record.reference) == record
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_living_processs_spool_is_left_alone(tmp_path: Path) -> None:
-    """A folder whose lock is held is not adopted."""
-    record = sample_record(state="success")
-    spool, own = left_behind(tmp_path)
-    save(spool, spool.folder(record.reference), {"data_1.json": b"[]"}, encode_record(record))
-    assert adopt(tmp_path, MemoryStore(), MemoryIndex()) == 0
-    assert len(list(Path(own).iterdir())) == 2
-    spool.forget()
 
 
 def test_a_parcel_whose_folder_vanished_is_reported(tmp_path: Path) -> None:

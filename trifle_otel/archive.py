@@ -193,7 +193,7 @@ class Archive:
         from trifle_otel.shipper import Shipper  # noqa: PLC0415
         from trifle_otel.spool import Spool  # noqa: PLC0415
 
-        return Shipper(self.store, self.index, Spool(self.spool), Troubles(None), limit=0).adopt()
+        return Shipper(self.store, self.index, Spool(self.spool), Troubles(None)).adopt()
 
     def close(self) -> None:
         """Let go of connections. The archive may not be used afterwards."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trifle_otel.errors import TrifleError
-from trifle_otel.records import TraceRecord
+from trifle_otel.records import Query, TraceRecord
 from trifle_otel.references import new_reference, segments
 from trifle_otel.spool import ASIDE, size_of
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MAX_SKEW = 5.0
 """Seconds that a file system's clock may differ from ours: records are ordered and expire by time."""
+
+NEWEST = 20
+"""Traces of which it is looked whether their payload is there: one request each, where the store is remote."""
 
 OLD = timedelta(hours=1)
 """Age of what waits in the spool from which something must be wrong."""
@@ -133,6 +136,11 @@ def _permissions(archive: Archive) -> Iterator[tuple[str, str]]:
 
 
 def _clock(archive: Archive) -> Iterator[tuple[str, str]]:
+    newest = archive.index.search(Query(limit=1))
+    ahead = (newest[0].first_at - datetime.now(timezone.utc)).total_seconds() if newest else 0
+    if ahead > MAX_SKEW:
+        of = f"trace {newest[0].reference}, which begins {ahead:,.0f} s from now"
+        yield "warning", f"the clock of the machine that recorded {of}, or ours, is wrong: set both by NTP"
     folder = _local_folder(archive) or archive.spool
     if folder is None or not folder.is_dir():
         return
@@ -144,6 +152,19 @@ def _clock(archive: Archive) -> Iterator[tuple[str, str]]:
         yield "success", f"ours and that of {folder}'s file system agree"
 
 
+def _payloads(archive: Archive) -> Iterator[tuple[str, str]]:
+    """Whether the newest traces have what their records say that they have."""
+    records = archive.index.search(Query(limit=NEWEST))
+    due = [record for record in records if record.parts and record.expires_at > datetime.now(timezone.utc)]
+    gone = [record.reference for record in due if not archive.store.names(record.folder)]
+    if gone:
+        names = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
+        of = f"{len(gone)} of the {len(due)} newest traces ({names})"
+        yield "error", f"the payload of {of} is gone: deleted beside the index, or expired early by a lifecycle rule"
+    elif due:
+        yield "success", f"the {len(due)} newest traces have their payload" if len(due) > 1 else "the only trace has it"
+
+
 def _local_folder(archive: Archive) -> Path | None:
     url = urlsplit(archive.url)
     return Path(unquote(url.path)) if url.scheme == "file" else None
@@ -152,6 +173,7 @@ def _local_folder(archive: Archive) -> Path | None:
 _LOOKS: dict[str, Callable[[Archive], Iterator[tuple[str, str]]]] = {
     "archive": _store,
     "index": _index,
+    "payloads": _payloads,
     "spool": _spool,
     "permissions": _permissions,
     "clock": _clock,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 import weakref
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trifle_otel.clock import Clock
+from trifle_otel.closing import remove_journals
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
 from trifle_otel.errors import StoreUnavailable
 from trifle_otel.metrics import Metrics
@@ -24,7 +26,7 @@ from trifle_otel.recording import Recording, open_recordings
 from trifle_otel.records import RUNNING, Folder, TraceRecord, empty_counters
 from trifle_otel.runtime import Troubles, announce
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import IGNORED, Parcel, Spool, remove_journals, save
+from trifle_otel.spool import IGNORED, Parcel, Spool, save
 
 if TYPE_CHECKING:
     from trifle_otel.archive import Archive
@@ -41,7 +43,7 @@ class Held:
     folder: str | None = None
     files: dict[str, bytes | Path] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)  # artifacts that no bump has taken along yet
-    size: int = 0
+    size: int = 0  # bytes that no bump has taken along yet
     announced: bool = False
     bumped: bool = False
     journaled: int = 0  # lines of a deferred trace that its journal has
@@ -60,11 +62,14 @@ class Delivery:
         self.troubles = troubles
         self.spool = spool
         self.direct = direct
-        self.shipper = Shipper(archive.store, archive.index, spool, troubles, limit=settings.spool_limit)
+        self.shipper = Shipper(
+            archive.store, archive.index, spool, troubles, limit=settings.spool_limit, age=settings.spool_age
+        )
         self.metrics = Metrics(self.shipper.waits)
         self.shipper.on_shipped = self.metrics.shipped
         troubles.also = self.metrics.problem
         self._clock: Clock | None = None
+        self._starting = threading.Lock()  # guards the making of `_clock`
         _deliveries.add(self)
 
     def place(self, recording: Recording) -> str | None:
@@ -72,9 +77,15 @@ class Delivery:
         recording.spooled = Held()
         clock = self._clock
         if clock is None:
-            clock = self._clock = Clock(self._look, self.troubles)
+            clock = self._start_clock()
         clock.begin()
         return self.archive.store.pick_bucket()
+
+    def _start_clock(self) -> Clock:
+        with self._starting:
+            if self._clock is None:
+                self._clock = Clock(self._look, self.troubles)
+            return self._clock
 
     def uri(self, recording: Recording) -> str | None:
         """See `runtime.Sink`."""
@@ -142,9 +153,10 @@ class Delivery:
     def after_fork(self) -> None:
         """In a forked child: nothing that the parent holds is ours."""
         if self.spool is not None:
-            self.spool.forget()
+            self.spool.after_fork()
         self.shipper.after_fork()
         self._clock = None
+        self._starting = threading.Lock()
 
     def _finish(self, recording: Recording) -> None:
         held: Held = recording.spooled
@@ -164,7 +176,7 @@ class Delivery:
         encoded = encode_record(record)
         size = self._save(recording, held, files, encoded)
         local = None if held.folder is None else Path(held.folder)
-        parcel = Parcel(record, local, held.files, size=held.size + size)
+        parcel = Parcel(record, local, held.files, size=held.size + size, weight=len(encoded))
         if self.direct and local is not None and not held.files and not held.bumped:
             self._move_in(parcel, local, encoded)
         self.shipper.put(parcel)
@@ -173,13 +185,13 @@ class Delivery:
         """Move a finished trace into a local archive: one rename. Its row is noted before, and follows in a batch."""
         assert self.spool is not None
         try:
-            parcel.note = self.spool.note(encoded)
+            parcel.row = self.spool.note(encoded)
             self.archive.store.take(parcel.record.folder, local)
         except (OSError, StoreUnavailable) as error:  # it is whole in the spool, and the shipper tries again
             self.troubles.report("the archive cannot be written; traces wait", error)
         else:
             parcel.stored = True
-            parcel.size = 0
+            parcel.size = len(encoded)  # of its note
 
     def _save(self, recording: Recording, held: Held, files: dict[str, bytes], record: bytes) -> int:
         if self.spool is not None and not held.files:
@@ -195,7 +207,7 @@ class Delivery:
             except OSError as error:
                 self.troubles.report("the spool cannot be written; traces are held in memory", error)
         held.files.update(files)
-        return sum(map(len, files.values()))
+        return sum(map(len, files.values())) + in_memory(record)
 
     def _ignore(self, recording: Recording, held: Held) -> None:
         if not held.bumped or recording.mode != "live":
@@ -209,26 +221,26 @@ class Delivery:
             except OSError as error:
                 self.troubles.report("the spool cannot be written; traces are held in memory", error)
         local = None if held.folder is None else Path(held.folder)
-        self.shipper.put(Parcel(record, local, kind="ignored"))
+        self.shipper.put(Parcel(record, local, size=in_memory(encode_record(record)), kind="ignored"))
 
     def _bump(self, recording: Recording) -> None:
         """Flush a live trace: its next part, and a record that says how far it is."""
         held: Held = recording.spooled
         self._announce(held, recording)
         lines = recording.take()
-        names = held.fresh
-        held.fresh = []
+        names, size = held.fresh, held.size
+        held.fresh, held.size = [], 0
         if lines:
             part = pack(recording, lines)
             for name, data in {**part.artifacts, part.name: part.data}.items():
-                self._keep(held, recording, name, data)
+                size += self._keep(held, recording, name, data)
                 names.append(name)
         record = record_of(recording, RUNNING, time.time_ns())
         self._keep_record(held, recording, record)
         held.bumped = True
         files = {name: held.files.pop(name) for name in names if name in held.files}
         local = None if held.folder is None else Path(held.folder)
-        self.shipper.put(Parcel(record, local, files, names=tuple(names), kind="bump"))
+        self.shipper.put(Parcel(record, local, files, tuple(names), size, "bump"))
 
     def _journal(self, recording: Recording) -> None:
         """Note what a deferred trace has recorded so far on local disk, and there alone."""
@@ -295,6 +307,11 @@ class Delivery:
             if since >= every:
                 self.bump(recording)
         return running
+
+
+def in_memory(record: bytes) -> int:
+    """About how much memory a parcel takes whose record is that in JSON, without its files."""
+    return 600 + 4 * len(record)
 
 
 _deliveries: weakref.WeakSet[Delivery] = weakref.WeakSet()

@@ -1,13 +1,18 @@
-"""What the URLs of archives and indexes mean: the one module that names drivers, each loaded when a URL names it."""
+"""What the URLs of archives and indexes mean: the one module that names drivers, each loaded when a URL names it.
+
+Drivers of other packages are found by their entry points.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -22,6 +27,9 @@ ARCHIVES = "a folder, file:///folder, s3://bucket/prefix, gs://bucket/prefix, az
 INDEXES = "sqlite:///file, postgresql://host/database, mongodb://host/database or memory:"
 
 _OBJECTS = ("s3", "gs", "az")
+_SCHEMES = (*_OBJECTS, "file", "memory", "sqlite", "postgresql", "postgres", "mongodb", "mongodb+srv")
+_NO_COLON = re.compile(f"({'|'.join(map(re.escape, _SCHEMES))})//", re.IGNORECASE)
+_PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
 _lock = threading.RLock()
 
 
@@ -40,12 +48,17 @@ class Location:
 
 def locate(archive: str) -> Location:
     """What the URL of an archive names. Raises `ConfigurationError`."""
+    archive = _tidied(archive)
     if archive.partition(":")[0] in _OBJECTS:
         from trifle_otel.stores.objects import open_objects
 
         uri = archive.partition("?")[0]
         return Location(lambda: open_objects(archive), uri, None, spool_folder(uri))
-    scheme, path = _parse(archive, f"archive {archive!r}")
+    driver = _of_others("trifle_otel.stores", archive)
+    if driver is not None:
+        uri = shown(archive.partition("?")[0])
+        return Location(lambda: driver(archive), uri, None, spool_folder(uri))
+    scheme, path = _parse(archive, f"archive {shown(archive)!r}")
     if scheme in ("", "file"):
         from trifle_otel.stores.files import FileStore
 
@@ -58,11 +71,12 @@ def locate(archive: str) -> Location:
         from trifle_otel.stores.memory import MemoryStore
 
         return Location(lambda: _shared(MemoryStore, path), archive, archive, None)
-    raise ConfigurationError(f"archive {archive!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
+    raise ConfigurationError(f"archive {shown(archive)!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
 
 
 def open_index(index: str) -> Index:
     """The index at a URL. Raises `ConfigurationError`."""
+    index = _tidied(index)
     scheme = index.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
         with _extra("postgres"):
@@ -72,7 +86,11 @@ def open_index(index: str) -> Index:
         with _extra("mongo"):
             from trifle_otel.indexes.mongo import open_mongo
         return open_mongo(index)
-    scheme, path = _parse(index, f"index {index!r}")
+    driver = _of_others("trifle_otel.indexes", index)
+    if driver is not None:
+        theirs: Index = driver(index)
+        return theirs
+    scheme, path = _parse(index, f"index {shown(index)!r}")
     if scheme == "sqlite":
         from trifle_otel.indexes.sqlite import SQLiteIndex
 
@@ -82,7 +100,21 @@ def open_index(index: str) -> Index:
 
         shared: Index = _shared(MemoryIndex, path)
         return shared
-    raise ConfigurationError(f"index {index!r} has an unknown scheme {scheme!r}; it is {INDEXES}")
+    raise ConfigurationError(f"index {shown(index)!r} has an unknown scheme {scheme!r}; it is {INDEXES}")
+
+
+def _of_others(group: str, url: str) -> Callable[[str], Any] | None:
+    """The driver of another package that has an entry point for the scheme of this URL; see `docs/drivers.md`."""
+    scheme = url.partition(":")[0]
+    if ":" not in url or scheme in _SCHEMES or len(scheme) == 1 or os.path.isabs(url) or url.startswith("."):
+        return None
+    for found in entry_points(group=group, name=scheme):
+        try:
+            driver: Callable[[str], Any] = found.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"the driver of {scheme}: ({found.value}) cannot be loaded: {error}") from error
+        return driver
+    return None
 
 
 def spool_folder(archive: str, spool: str | None = None) -> Path:
@@ -116,6 +148,21 @@ def local_folder(path: str) -> Path:
         return Path(path).expanduser().absolute()
     except (ValueError, RuntimeError) as error:  # no such user's home
         raise ConfigurationError(f"{path!r} is no path: {error}") from error
+
+
+def _tidied(url: str) -> str:
+    """A URL with its scheme in small letters. Raises `ConfigurationError` where the colon was forgotten."""
+    forgotten = _NO_COLON.match(url)
+    if forgotten:
+        meant = shown(f"{forgotten[1]}:{url[forgotten.end(1) :]}")
+        raise ConfigurationError(f"{shown(url)} is no URL: did you mean {meant}? A folder's path begins with ./")
+    scheme, colon, rest = url.partition(":")
+    return f"{scheme.lower()}:{rest}" if colon and scheme.lower() in _SCHEMES else url
+
+
+def shown(url: str) -> str:
+    """A URL for messages: without a password."""
+    return _PASSWORD.sub(r"\1:…@", url)
 
 
 def _parse(url: str, what: str) -> tuple[str, str]:

@@ -139,6 +139,17 @@ def new_reference() -> str:
     return _next_reference()
 
 
+def derived_reference(ms: int, name: str) -> str:
+    """The reference of something that is named for good: the same one each time, a ULID of this time.
+
+    Args:
+        ms: Unix time in milliseconds; what a ULID cannot hold is brought as near as it can.
+        name: what tells it from all others.
+    """
+    number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:10], "big")
+    return _digits(min(max(ms, 0), (1 << 48) - 1), 10) + _digits(number, 16)
+
+
 def reference_time(reference: str) -> datetime | None:
     """When a reference was made, in UTC: a ULID says milliseconds, an ObjectId seconds; None for any other text."""
     if _ULID.fullmatch(reference):

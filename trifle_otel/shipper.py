@@ -2,102 +2,118 @@
 
 Its promises, each tested:
 - payload before index, whatever happens in between; shipping twice does no harm;
-- what fails waits and is tried again, with a growing, random pause; what waits is bounded in bytes:
-  above the bound the oldest is dropped, counted, and logged at most once a minute;
+- what fails waits and is tried again, with a growing, random pause; what waits is bounded in bytes and in age:
+  above the bounds the oldest is dropped, counted, and logged at most once a minute;
+- memory stays bounded, however much waits: see `backlog`;
 - `flush` and `close` keep their deadlines even when a store hangs;
 - a forked child begins with nothing: what its parent had is its parent's;
-- folders of dead processes are adopted, at the start and regularly;
+- folders of dead processes are adopted, at the start and regularly, and what this process recorded goes first;
 - nothing that it does is traced by the instrumentations around it.
 
-What is packed and how it is spooled is not known here; see `delivery` and `spool`.
+What is packed and how it is spooled is not known here; see `delivery`, `spool` and `adoption`.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 import random
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import attach, set_value
 
-from trifle_otel.encoding import RECORD_NAME, decode_record, encode_record
+from trifle_otel.adoption import PASSING, ROWS_DROPPED, TOO_MUCH, TOO_OLD, Adopter, put, take_many
+from trifle_otel.backlog import Backlog, Stub, without_overtaken
+from trifle_otel.encoding import RECORD_NAME, encode_record
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.metrics import Waiting
-from trifle_otel.records import Folder, TraceRecord
-from trifle_otel.spool import Orphan, Parcel, Spool
+from trifle_otel.records import Folder
+from trifle_otel.spool import Parcel, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from trifle_otel.indexes.contract import Index
     from trifle_otel.runtime import Troubles
     from trifle_otel.stores.contract import Store
 
 BATCH: Final = 256
-LONGEST_QUEUE: Final = 10_000  # parcels in memory whose row alone is missing; more are left to `recover` or `reindex`
 LINGER: Final = 0.25  # seconds that the first of a batch waits for others; a flush cuts it short
 ADOPT_EVERY: Final = 10.0
 QUIET_AFTER_FORK: Final = 5.0  # a child that is recycled after one job must not connect to a remote store for it
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 30.0
 TRIES: Final = 3  # of a parcel that the archive refuses for another reason than being out of reach
+_PARTS_DROPPED: Final = "parts of running traces were dropped with what was too much or too old"
+_DROPPED: Final = {"row": ROWS_DROPPED, "part": _PARTS_DROPPED}
 
 
 class Shipper:
     """A queue of parcels and the thread that empties it.
 
-    `_state` (a condition) guards `_queue`, `waiting`, `_batch`, `_thread` and `_stopping`. Only the thread
-    touches `_unindexed`, `_pause` and the store and the index.
+    `_state` (a condition) guards `_backlog`, `_batch`, `_under_way`, `_thread`, `_stopping` and `_adopting`. Only the
+    thread changes `_unindexed`, and it alone touches `_pause`, `_adoption`, the store and the index.
+
+    Args:
+        limit: bytes that may wait.
+        age: seconds that a trace may wait.
     """
 
-    def __init__(self, store: Store, index: Index, spool: Spool | None, troubles: Troubles, *, limit: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        index: Index,
+        spool: Spool | None,
+        troubles: Troubles,
+        *,
+        limit: float = math.inf,
+        age: float = math.inf,
+    ) -> None:
         self.store = store
         self.index = index
         self.spool = spool
         self.troubles = troubles
         self.limit = limit
+        self.age = age
         self.shipped = 0
         self.on_shipped: Callable[[int], None] | None = None
         self.prepare: Callable[[], None] | None = None
         """What is to be done before anything is shipped, until it succeeds."""
         self._quiet_until = 0.0
+        self._adopter = None if spool is None else Adopter(store, index, spool, troubles, limit=limit, age=age)
         self._begin()
 
     def _begin(self) -> None:
         self._state = threading.Condition()
         self._wake = threading.Event()
         self._urgent = threading.Event()
-        self._queue: deque[Parcel] = deque()
+        self._backlog = Backlog(self.spool)
         self._unindexed: list[Parcel] = []
-        self.waiting = 0
-        self._batch: list[Parcel] = []
+        self._batch: list[Parcel | Stub] = []
+        self._under_way = 0  # bytes of `_batch`
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._pause = 0.0
         self._adopted = 0.0
+        self._adoption: Generator[int, None, None] | None = None
+        self._adopting = False
 
     def put(self, parcel: Parcel) -> None:
         """Queue a parcel. Never waits for the archive, never raises."""
         with self._state:
-            if parcel.note is not None and len(self._queue) >= LONGEST_QUEUE:
-                self.troubles.report("rows wait on disk alone: the index has been out of reach for long")
-                return
-            self._queue.append(parcel)
-            self.waiting += parcel.size
+            self._backlog.put(parcel)
             dropped = self._drop_above_limit()
             if self._thread is None:
                 self._start()
         if not self._wake.is_set():
             self._wake.set()
-        if dropped:
-            self.troubles.report("traces were dropped: more waited than `spool_limit` allows", amount=dropped)
+        self._report(dropped, TOO_MUCH)
 
     def flush(self, timeout: float) -> bool:
         """Ship all that waits; True when it is done within `timeout` seconds."""
@@ -113,6 +129,8 @@ class Shipper:
         """Ship all that waits, and stop the thread; True when it is done within `timeout` seconds."""
         end = time.monotonic() + timeout
         done = self.flush(timeout)
+        with self._state:  # a short script is often the next process for what dead ones left
+            self._state.wait_for(lambda: not self._adopting, max(0.0, end - time.monotonic()))
         self._stopping = True
         self._urgent.set()
         self._wake.set()
@@ -130,9 +148,13 @@ class Shipper:
     def waits(self) -> Waiting:
         """What waits for the archive now."""
         with self._state:
-            there = [*self._batch, *itertools.islice(self._queue, 1)]
-            age = time.monotonic() - min((parcel.since for parcel in there), default=time.monotonic())
-            return Waiting(len(self._queue) + len(self._batch), self.waiting, age)
+            under_way = {id(parcel): parcel for parcel in [*self._batch, *self._unindexed]}.values()
+            since = [parcel.since for parcel in under_way]
+            oldest = self._backlog.oldest
+            now = time.monotonic()
+            age = now - min(since if oldest is None else [*since, oldest], default=now)
+            size = self._backlog.size + sum(parcel.size for parcel in under_way)
+            return Waiting(len(self._backlog) + len(since), size, age)
 
     def start(self) -> None:
         """Start the thread before there is something to ship: it looks for what dead processes left."""
@@ -142,25 +164,39 @@ class Shipper:
 
     def _start(self) -> None:
         self._stopping = False
+        self._adopting = self.spool is not None and not self._adopted and self._quiet_until <= time.monotonic()
         self._thread = thread = threading.Thread(target=self._run, name="trifle-shipper", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # at the interpreter's end: what waits is for the next process
             self._thread = None
+            self._adopting = False
             self.troubles.report("the background thread could not be started", error)
 
     def _pending(self) -> bool:
-        return bool(self._queue or self._batch or self._unindexed)
+        return bool(len(self._backlog) or self._batch or self._unindexed)
 
-    def _drop_above_limit(self) -> int:
-        dropped = 0
-        while self.waiting > self.limit and len(self._queue) > 1:
-            parcel = self._queue.popleft()
-            self.waiting -= parcel.size
-            if parcel.local is not None and parcel.kind == "final":
-                shutil.rmtree(parcel.local, ignore_errors=True)
-            dropped += 1
+    def _drop_above_limit(self) -> Counter[str | None]:
+        dropped: Counter[str | None] = Counter()
+        over = self._backlog.size + self._under_way - self.limit
+        while over > 0 and len(self._backlog) > 1:
+            before = self._backlog.size
+            dropped[self._backlog.drop()] += 1
+            over -= before - self._backlog.size
         return dropped
+
+    def _drop_above_age(self) -> Counter[str | None]:
+        dropped: Counter[str | None] = Counter()
+        before = time.monotonic() - self.age
+        with self._state:
+            while (oldest := self._backlog.oldest) is not None and oldest < before:
+                dropped[self._backlog.drop()] += 1
+        return dropped
+
+    def _report(self, dropped: Counter[str | None], why: str) -> None:
+        for what, amount in dropped.items():
+            if what is not None:
+                self.troubles.report(_DROPPED.get(what, why), amount=amount)
 
     def _run(self) -> None:
         attach(set_value("suppress_instrumentation", True))
@@ -170,11 +206,13 @@ class Shipper:
             except Exception as error:  # a fault of ours must not end the thread
                 self.troubles.report("the background thread failed and goes on", error)
                 self._pause = LONGEST_PAUSE
+                self._end_adoption()
             finally:
                 with self._state:
-                    self._batch = []
+                    self._batch, self._under_way = [], 0
                     self._state.notify_all()
             self._rest()
+        self._end_adoption()
         with self._state:  # what is put from now on starts another thread
             if self._thread is threading.current_thread():
                 self._thread = None
@@ -184,20 +222,45 @@ class Shipper:
         self._wake.clear()
         if self._quiet_until > time.monotonic():
             return
-        self._adopt_when_due()
         self._urgent.clear()
-        while self._index() and self._queue:
+        if self._is_prepared():
+            while self._ship_own() and not self._stopping and self._adopt_some():
+                pass
+        if self._pause:
+            self._report(self._drop_above_age(), TOO_OLD)
+            self._end_adoption()
+        if self._adopter is not None and self._adoption is None:
             with self._state:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                self._batch = batch
+                own = self._backlog.size
+            self._adopter.bound(own, down=bool(self._pause))
+
+    def _ship_own(self) -> bool:
+        """Ship what this process recorded; False where something has to be tried again."""
+        while self._index():
+            with self._state:
+                self._batch = self._backlog.take(BATCH)
+                self._under_way = sum(item.size for item in self._batch)
+            if not self._batch:
+                return True
+            batch = [parcel for parcel in map(self._loaded, self._batch) if parcel is not None]
+            with self._state:
+                self._batch = [*batch]
             failed = self._ship(batch)
             with self._state:
-                self._queue.extendleft(reversed(failed))
-                self.waiting = sum(parcel.size for parcel in self._queue)
-                self._batch = []
+                self._backlog.give_back(failed)
+                self._batch, self._under_way = [], 0
                 self._state.notify_all()
             if failed:
-                break
+                return False
+        return False
+
+    def _loaded(self, item: Parcel | Stub) -> Parcel | None:
+        try:
+            return self._backlog.load(item)
+        except (OSError, NotFound, DamagedArchive) as error:  # somebody removed it, or wrote into it
+            assert isinstance(item, Stub)
+            self._put_aside(Path(item.local) if item.local else None, item.local or item.note, error)
+            return None
 
     def _rest(self) -> None:
         """Wait for work, or for the pause after a failure to be over. A flush cuts it short."""
@@ -217,10 +280,7 @@ class Shipper:
 
     def _ship(self, batch: list[Parcel]) -> list[Parcel]:
         """Ship a batch; gives what has to be tried again, in order."""
-        if not self._is_prepared():
-            return batch
-        ended = {parcel.local for parcel in batch if parcel.kind == "final" and parcel.local is not None}
-        todo = [parcel for parcel in batch if parcel.kind != "bump" or parcel.local not in ended]
+        todo = without_overtaken(batch)
         outcomes = self._move(todo)
         failed: list[Parcel] = []
         down: Exception | None = None
@@ -257,6 +317,7 @@ class Shipper:
             _raise(down)
             self._store(parcel)
         parcel.stored = parcel.kind == "final"
+        parcel.size = 0
         if parcel.kind != "ignored":
             self._unindexed.append(parcel)
 
@@ -265,12 +326,11 @@ class Shipper:
         moving: dict[Folder, tuple[Parcel, Path]] = {}
         for parcel in parcels:
             if parcel.kind == "final" and not parcel.stored and not parcel.files and parcel.local is not None:
-                moving.setdefault(
-                    parcel.record.folder, (parcel, parcel.local)
-                )  # a reference of the caller's may repeat
+                # a reference of the caller's may repeat
+                moving.setdefault(parcel.record.folder, (parcel, parcel.local))
         for parcel, _ in moving.values():
             self._note(parcel)
-        results = self.store.take_many([(folder, local) for folder, (_, local) in moving.items()]) if moving else []
+        results = take_many(self.store, [(folder, local) for folder, (_, local) in moving.items()])
         return {id(parcel): result for (parcel, _), result in zip(moving.values(), results, strict=True)}
 
     def _store(self, parcel: Parcel) -> None:
@@ -289,9 +349,9 @@ class Shipper:
             self.store.take(folder, parcel.local)
 
     def _note(self, parcel: Parcel) -> None:
-        if self.spool is not None and parcel.note is None:
+        if self.spool is not None and parcel.row is None:
             try:
-                parcel.note = self.spool.note(encode_record(parcel.record))
+                parcel.row = self.spool.note(encode_record(parcel.record))
             except OSError as error:  # a crash right now could cost an index row: `trifle-otel reindex` finds it
                 self.troubles.report("the spool cannot be written", error)
 
@@ -329,96 +389,85 @@ class Shipper:
         if parcel.tries < TRIES:
             self._failed(error, "a trace could not be shipped; it is tried again")
             return False
-        where = parcel.record.reference
-        if parcel.local is not None and self.spool is not None and parcel.local.exists():
-            with suppress(OSError):
-                where += f", kept in {self.spool.set_aside(parcel.local)}"
-        self.troubles.report("a trace cannot be shipped", error, detail=where)
+        self._put_aside(parcel.local, parcel.record.reference, error)
+        if parcel.row is not None and self.spool is not None:
+            self.spool.indexed(parcel.row)
         return True
+
+    def _put_aside(self, local: Path | None, where: str, error: Exception) -> None:
+        if local is not None and self.spool is not None and local.exists():
+            with suppress(OSError):
+                where += f", kept in {self.spool.set_aside(local)}"
+        self.troubles.report("a trace cannot be shipped", error, detail=where)
 
     def _index(self) -> bool:
         """Put rows of what is stored into the index; False where that has to be tried again."""
         while self._unindexed:
             parcels = self._unindexed[:BATCH]
             try:
-                self.index.put([parcel.record for parcel in parcels])
-            except (StoreUnavailable, DamagedArchive, ConfigurationError) as error:
+                put(self.index, [parcel.record for parcel in parcels], self.troubles)
+            except PASSING as error:
                 self._failed(error, "the index cannot be written; rows wait")
                 return False
-            del self._unindexed[: len(parcels)]
-            ended = sum(parcel.kind == "final" for parcel in parcels)
-            self.shipped += ended
-            if self.on_shipped is not None and ended:
-                self.on_shipped(ended)
             for parcel in parcels:
-                if parcel.note is not None and self.spool is not None:
-                    self.spool.indexed(parcel.note)
+                if parcel.row is not None and self.spool is not None:
+                    self.spool.indexed(parcel.row)
+            del self._unindexed[: len(parcels)]
+            self._count(sum(parcel.kind == "final" for parcel in parcels))
         return True
 
-    def _adopt_when_due(self) -> None:
-        now = time.monotonic()
-        if self.spool is None or (self._adopted and now - self._adopted < ADOPT_EVERY * random.uniform(0.8, 1.2)):
-            return
-        self._adopted = now
-        self.adopt()
+    def _count(self, shipped: int) -> None:
+        self.shipped += shipped
+        if self.on_shipped is not None and shipped:
+            self.on_shipped(shipped)
 
     def adopt(self) -> int:
-        """Ship what dead processes left in the spool; gives the number of traces."""
-        if self.spool is None:
-            return 0
+        """Ship what dead processes left in the spool, in this thread; gives the number of traces.
+
+        What cannot be shipped stays, and is reported.
+        """
         adopted = 0
-        for orphan in self.spool.orphans():
+        if self._adopter is not None:
             try:
-                adopted += self._adopt(orphan)
-            except (StoreUnavailable, ConfigurationError, DamagedArchive) as error:
-                self._failed(error, "what a dead process left cannot be shipped yet")
-            except OSError as error:
-                self.troubles.report("what a dead process left cannot be read", error)
-            finally:
-                orphan.close()
+                for number in self._adopter.steps():
+                    adopted += number
+            except PASSING as error:
+                self.troubles.report("what a dead process left cannot be shipped yet", error)
         return adopted
 
-    def _adopt(self, orphan: Orphan) -> int:
-        for path, records in orphan.notes():
-            self.index.put([record for record in records if _is_stored(self.store, record)])
-            path.unlink(missing_ok=True)
-        parcels = orphan.parcels()
-        for at in range(0, len(parcels), BATCH):
-            batch = parcels[at : at + BATCH]
-            for parcel in batch:
-                if parcel.kind == "ignored":
-                    self._store(parcel)
-                    continue
-                # The row goes first where the payload is on this machine's disk in full, and its folder is
-                # left to the end: should we die in between, the next one to adopt it begins again.
-                self._keep(parcel)
-            self.index.put([parcel.record for parcel in batch if parcel.kind != "ignored"])
-            for parcel in batch:
-                if parcel.local is not None:
-                    shutil.rmtree(parcel.local, ignore_errors=True)
-        if orphan.lost:
-            self.troubles.report("traces of a dead process had recorded nothing yet", amount=orphan.lost)
-        return len(parcels)
+    def _adopt_some(self) -> bool:
+        """Ship some of what dead processes left, where it is time for that; False where there is no more for now."""
+        now = time.monotonic()
+        if self._adoption is None:
+            if self._adopter is None or (
+                self._adopted and now - self._adopted < ADOPT_EVERY * random.uniform(0.8, 1.2)
+            ):
+                self._pause = 0.0  # what failed was adoption, and nothing else waits
+                return False
+            self._adopted = now
+            self._adoption = self._adopter.steps()
+        try:
+            number = next(self._adoption, None)
+        except PASSING as error:
+            self._failed(error, "what a dead process left cannot be shipped yet")
+            return False
+        if number is None:
+            self._pause = 0.0
+            self._end_adoption()
+            return False
+        self._count(number)
+        return True
 
-    def _keep(self, parcel: Parcel) -> None:
-        """Copy a dead process's trace into the archive; its folder stays until the index has it."""
-        local = parcel.local
-        assert local is not None
-        files = [path for path in sorted(local.rglob("*")) if path.is_file() and path.name != RECORD_NAME]
-        for path in files:
-            self.store.write(parcel.record.folder, path.relative_to(local).as_posix(), path)
-        self.store.write(parcel.record.folder, RECORD_NAME, encode_record(parcel.record))
+    def _end_adoption(self) -> None:
+        """Let go of what is being adopted: its lock is for whoever comes next."""
+        if self._adoption is not None:
+            self._adoption.close()
+        with self._state:
+            self._adoption = None
+            self._adopting = False
+            self._state.notify_all()
 
 
 def _raise(error: Exception | None) -> None:
     if error is not None:
         raise error
-
-
-def _is_stored(store: Store, record: TraceRecord) -> bool:
-    """Whether the archive holds this trace's payload, and holds it finished."""
-    try:
-        with store.open(record.folder, RECORD_NAME) as stream:
-            return decode_record(stream.read()).finished
-    except (NotFound, DamagedArchive):
-        return False

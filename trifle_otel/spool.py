@@ -3,14 +3,17 @@
     <spool>/<owner>/lock                    held by the process that owns the folder (the kernel lets go when it dies)
                     <n>-<reference>/        one trace: its files as the archive will have them
                     rows-<n>.json           records, one a line, that may be in the archive but not in its index
+           unshippable/                     traces that the archive refuses, however often it is tried
 
 A trace's folder is whole once its `record.json` says that the trace has ended; until then that file,
 if it is there, says `running`, and `journal_<n>.json` hold what a deferred trace has recorded so far.
-Who ships what is here, and when, is `shipper`'s business.
+Who ships what is here, and when, is `shipper`'s business, and `adoption`'s for what dead processes left.
 """
 
 from __future__ import annotations
 
+import errno
+import heapq
 import os
 import re
 import secrets
@@ -18,25 +21,18 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from trifle_otel.encoding import (
-    RECORD_NAME,
-    decode_part,
-    decode_record,
-    encode_part,
-    encode_record,
-    parse_part_name,
-    part_name,
-)
+from trifle_otel.closing import close_dead, journals
+from trifle_otel.encoding import RECORD_NAME, decode_record
 from trifle_otel.errors import DamagedArchive
-from trifle_otel.records import ERROR, Entry, TraceRecord
+from trifle_otel.records import TraceRecord
 from trifle_otel.strict_json import from_json, to_json
 
 try:
@@ -47,21 +43,39 @@ except ImportError:  # Windows: a spool there is never adopted, since nothing te
 LOCK = "lock"
 IGNORED = "ignored.json"
 ASIDE = "unshippable"  # beside the owners' folders: what the archive refuses however often it is tried
-_JOURNAL = re.compile(r"journal_([1-9][0-9]*)\.json(\.gz)?")
 _NOTE = re.compile(r"rows-[0-9]+\.json")
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 NOTE_ROWS = 1000  # records in one note
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+_SORTED_AT_ONCE = 10_000
 _YOUNG = 60.0  # seconds that a folder without a lock is left alone: its owner may be about to make it
+
+
+class Row(NamedTuple):
+    """Where in a note a record stands."""
+
+    note: Note
+    at: int
+    length: int
 
 
 @dataclass(slots=True)
 class Parcel:
     """A trace, or what there is of it so far, on its way to the archive.
 
-    `local` is the folder that holds its files; where nothing could be written to disk, `files` holds them
-    in memory. `size` is in bytes. `kind` is `final`, `bump` (of a trace that is running: `names` of its
-    files are to be shipped, the record stays) or `ignored` (what is in the archive is to be deleted).
+    Attributes:
+        record: what the index is to have.
+        local: the folder that holds its files.
+        files: what memory holds of it, since it could not be written to disk.
+        names: of a bump: the files that are to be shipped.
+        size: what it takes of the spool, in bytes, or of memory where that holds it.
+        kind: `final`, `bump` (of a trace that is running: the record stays) or `ignored` (what is in the archive is
+            to be deleted).
+        weight: bytes of its record as JSON; 0 where nobody knows.
+        tries: how often the archive refused it.
+        stored: whether the payload is in the archive, and the row alone is missing.
+        row: where its record is noted, from before its payload leaves the spool.
+        since: when it began to wait, on the monotonic clock.
     """
 
     record: TraceRecord
@@ -70,22 +84,41 @@ class Parcel:
     names: tuple[str, ...] = ()
     size: int = 0
     kind: str = "final"
+    weight: int = 0
     tries: int = 0
     stored: bool = False
-    note: Note | None = None
+    row: Row | None = None
     since: float = field(default_factory=time.monotonic)
 
 
 class Note:
     """A file of records whose payload is about to leave the spool. Gone once the index has them all."""
 
-    __slots__ = ("descriptor", "done", "path", "written")
+    __slots__ = ("descriptor", "done", "path", "size", "written")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = os.open(path, _APPEND, 0o600)
+        self.size = 0
         self.written = 0
         self.done = 0
+
+    def append(self, record: bytes) -> Row:
+        """Add a record, whole or not at all. Raises `OSError`."""
+        line = record + b"\n"
+        if os.write(self.descriptor, line) < len(line):  # half a line would spoil the one after it
+            os.ftruncate(self.descriptor, self.size)
+            raise OSError(errno.ENOSPC, "no room for a whole line", self.path)
+        row = Row(self, self.size, len(record))
+        self.size += len(line)
+        self.written += 1
+        return row
+
+    def finish(self) -> None:
+        """Nothing more is added to it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 class Spool:
@@ -97,8 +130,10 @@ class Spool:
         self.own: str | None = None
         self._lock: int | None = None
         self._numbers = count(1)
-        self._noting = threading.Lock()  # guards `_note` and what its notes count
+        self._noting = threading.Lock()  # guards `_note`, `_notes` and what notes count
         self._note: Note | None = None
+        self._notes: dict[str, Note] = {}
+        self._adopting: set[Orphan] = set()
 
     def open(self) -> str:
         """This process's folder, made and locked. Raises `OSError` where that is impossible."""
@@ -166,37 +201,54 @@ class Spool:
         os.replace(folder, aside)
         return aside
 
-    def note(self, record: bytes) -> Note:
+    def note(self, record: bytes) -> Row:
         """Note a record whose payload is about to leave the spool. Raises `OSError`."""
         with self._noting:
             note = self._note
             if note is None or note.written >= NOTE_ROWS:
+                if note is not None:
+                    note.finish()
                 note = self._note = Note(f"{self.own or self.open()}/rows-{next(self._numbers):08d}.json")
-            os.write(note.descriptor, record + b"\n")
-            note.written += 1
-            return note
+                self._notes[note.path] = note
+            return note.append(record)
 
-    def indexed(self, note: Note) -> None:
-        """A record of this note is in the index; with the last of them the note goes."""
+    def row(self, path: str, at: int, length: int) -> Row | None:
+        """The row at this place; None where its note is gone."""
+        with self._noting:
+            note = self._notes.get(path)
+        return None if note is None else Row(note, at, length)
+
+    def indexed(self, row: Row) -> None:
+        """A record is in the index, or given up; with the last of them its note goes."""
+        note = row.note
         with self._noting:
             note.done += 1
             if note.done < note.written:
                 return
             if self._note is note:
                 self._note = None
-            os.close(note.descriptor)
+            self._notes.pop(note.path, None)
+            note.finish()
             with suppress(OSError):
                 os.unlink(note.path)
 
+    def after_fork(self) -> None:
+        """In a forked child: what the parent holds stays the parent's, what it is adopting too."""
+        for orphan in list(self._adopting):
+            orphan.disown()
+        self._adopting = set()
+        self.forget()
+
     def forget(self) -> None:
-        """In a forked child: close the inherited lock without unlocking it, which would unlock the parent's."""
+        """Let go of the folder: close the lock without unlocking it, which in a child would unlock the parent's."""
         if self._lock is not None:
             with suppress(OSError):
                 os.close(self._lock)
         if self._note is not None:
             with suppress(OSError):
-                os.close(self._note.descriptor)
+                self._note.finish()
         self._lock = self.own = self._note = None
+        self._notes = {}
         self._noting = threading.Lock()
 
     def close(self) -> None:
@@ -211,14 +263,19 @@ class Spool:
         self.forget()
 
     def orphans(self) -> Iterator[Orphan]:
-        """Folders of processes that died, locked by us until they are closed."""
+        """Folders of processes that died, one after the other, each locked by us until it is closed."""
         if fcntl is None or not self.root.is_dir():
             return
         for folder in sorted(self.root.iterdir()):
             if str(folder) != self.own and folder.name != ASIDE and folder.is_dir() and not folder.is_symlink():
-                orphan = _adopt(folder)
-                if orphan is not None:
+                orphan = adopt(folder)
+                if orphan is None:
+                    continue
+                self._adopting.add(orphan)
+                try:
                     yield orphan
+                finally:
+                    self._adopting.discard(orphan)
 
 
 class Orphan:
@@ -230,24 +287,33 @@ class Orphan:
         self.owner = _owner(folder)
         self.lost = 0
 
-    def parcels(self) -> list[Parcel]:
+    def parcels(self) -> Iterator[Parcel]:
         """What is in it, the oldest first. Traces that were running are closed as errors."""
-        found = []
-        for folder in sorted(self.folder.iterdir()):
+        for name in _in_order(self.folder):
+            folder = self.folder / name
             if folder.is_dir() and not folder.is_symlink():
                 parcel = self._parcel(folder)
                 if parcel is None:
                     self.lost += 1
                 else:
-                    found.append(parcel)
-        return found
+                    yield parcel
 
-    def notes(self) -> list[tuple[Path, list[TraceRecord]]]:
+    def notes(self) -> Iterator[tuple[Path, list[TraceRecord]]]:
         """Its notes, each with records that the index may not have."""
-        return [(path, _records(path)) for path in sorted(self.folder.iterdir()) if _NOTE.fullmatch(path.name)]
+        for name in _in_order(self.folder):
+            if _NOTE.fullmatch(name):
+                yield self.folder / name, _records(self.folder / name)
+
+    def note(self, records: Iterable[bytes]) -> Path:
+        """Note records whose payload is about to leave the folder, for the next one to adopt it. Raises `OSError`."""
+        path = self.folder / f"rows-{secrets.randbelow(10**12):012d}.json"
+        path.write_bytes(b"".join(record + b"\n" for record in records))
+        return path
 
     def close(self) -> None:
         """Let go of it, and remove it where nothing is left in it."""
+        if self._lock < 0:
+            return
         with suppress(OSError):
             left = [path for path in self.folder.iterdir() if path.name != LOCK]
             for path in left:
@@ -256,7 +322,13 @@ class Orphan:
             if not any(path.name != LOCK for path in self.folder.iterdir()):
                 (self.folder / LOCK).unlink()
                 self.folder.rmdir()
-        os.close(self._lock)
+        self.disown()
+
+    def disown(self) -> None:
+        """Let go of it as it is."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _parcel(self, folder: Path) -> Parcel | None:
         try:
@@ -266,10 +338,11 @@ class Orphan:
         if (folder / IGNORED).exists():
             return Parcel(record, folder, kind="ignored")
         if not record.finished:
-            record = _close_dead(folder, record, self.owner)
-        for journal in _journals(folder).values():
+            record = close_dead(folder, record, self.owner)
+        for journal in journals(folder).values():
             journal.unlink()  # a trace that ended, whose process died before it cleaned up
-        return Parcel(record, folder, size=size_of(folder))
+        (folder / f".{RECORD_NAME}").unlink(missing_ok=True)  # what it was writing when it died
+        return Parcel(record, folder)
 
 
 def save(spool: Spool, folder: str, files: Mapping[str, bytes], record: bytes) -> int:
@@ -284,70 +357,31 @@ def save(spool: Spool, folder: str, files: Mapping[str, bytes], record: bytes) -
 
 def size_of(folder: Path) -> int:
     """Bytes in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # it may go away meanwhile
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += size_of(Path(entry.path))
+            else:
+                with suppress(FileNotFoundError):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
-def remove_journals(folder: str) -> None:
-    """Remove what was journaled of a trace that has been written in full."""
-    for journal in _journals(Path(folder)).values():
-        journal.unlink(missing_ok=True)
-
-
-def _close_dead(folder: Path, record: TraceRecord, owner: str) -> TraceRecord:
-    """Close a trace whose process died: what was journaled become its parts, and a last line says what happened."""
-    for number, journal in sorted(_journals(folder).items()):
-        os.replace(journal, folder / part_name(number, compress=journal.suffix == ".gz"))
-    parts, more = _unrecorded(folder, record.parts)
-    now = datetime.now(timezone.utc)
-    message = f"Trace was not finished: its process{owner} died"
-    entry: dict[str, Any] = {"at": int(now.timestamp()), "message": message, "state": ERROR, "type": "text", "level": 0}
-    entry["ns"] = int(now.timestamp() * 1_000_000_000)
-    if record.span_id is not None:
-        entry["span"] = record.span_id
-    compress = not any((folder / part_name(number, compress=False)).exists() for number in range(1, parts + 1))
-    name = part_name(parts + 1, compress=compress)
-    (folder / name).write_bytes(encode_part([entry], compress=compress))
-    counters = _counted(record.counters, [*more, entry])
-    closed = replace(record, state=ERROR, counters=counters, length=record.length + len(more) + 1, parts=parts + 1)
-    temporary = folder / f".{RECORD_NAME}"
-    temporary.write_bytes(encode_record(closed))
-    os.replace(temporary, folder / RECORD_NAME)
-    return closed
-
-
-def _unrecorded(folder: Path, parts: int) -> tuple[int, list[dict[str, Any]]]:
-    """Parts that were written after the record was: how many parts there are then, and their entries."""
-    more: list[dict[str, Any]] = []
+def _in_order(folder: Path) -> Iterator[str]:
+    """The names in a folder, in order; of very many, some at a time."""
+    last = ""
     while True:
-        path = next((path for path in folder.iterdir() if (parse_part_name(path.name) or (0,))[0] == parts + 1), None)
-        if path is None:
-            return parts, more
-        compressed = path.suffix == ".gz"
-        try:
-            entries = decode_part(path.read_bytes(), compressed=compressed)
-        except DamagedArchive as error:  # its process died while it wrote it: keep what can be read
-            entries = list(error.salvaged)
-            path.write_bytes(encode_part(entries, compress=compressed))
-        more += entries
-        parts += 1
+        with os.scandir(folder) as entries:
+            names = heapq.nsmallest(_SORTED_AT_ONCE, (entry.name for entry in entries if entry.name > last))
+        if not names:
+            return
+        yield from names
+        last = names[-1]
 
 
-def _counted(counters: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    states, types = dict(counters["states"]), dict(counters["types"])
-    for entry in entries:
-        for counted, name in ((states, entry.get("state")), (types, entry.get("type"))):
-            if name in counted:
-                counted[name] += 1
-    level = max([counters.get("max_level", 0), *(Entry(entry).level for entry in entries)])
-    return {**counters, "states": states, "types": types, "max_level": level}
-
-
-def _journals(folder: Path) -> dict[int, Path]:
-    found = ((_JOURNAL.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match[1]): path for match, path in found if match}
-
-
-def _adopt(folder: Path) -> Orphan | None:
+def adopt(folder: Path) -> Orphan | None:
+    """What a dead process left, locked by us until it is closed; None where its process lives, or somebody has it."""
     path = folder / LOCK
     try:
         if not path.exists():

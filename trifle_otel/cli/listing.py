@@ -12,8 +12,10 @@ from trifle_otel.archive import Archive
 from trifle_otel.cli.options import Flag, Many, Place, opened
 from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, fitted, state_label
 from trifle_otel.cli.visible import call, count, duration, json_line, visible, when, zone
+from trifle_otel.configuration import default_bump_every
 from trifle_otel.encoding import format_time, record_fields
-from trifle_otel.records import TraceRecord
+from trifle_otel.heartbeat import told
+from trifle_otel.records import WARNING, TraceRecord
 
 ONE_LINE = 120  # cells that a table needs to hold all columns
 STATE_WIDTH = 9
@@ -140,10 +142,11 @@ def _two_lines(screen: Screen, width: int, record: TraceRecord) -> None:
     amount = f"{_took(record):>8}  {count(record.length, 'line'):>10}"
     left = width - STATE_WIDTH - 2 * len(_GAP) - len(amount)
     screen.print(_state(record), _GAP, (fitted(call(record), left), "bold"), _GAP, amount)
-    reference, started = visible(record.reference), when(record.first_at)
+    reference, started, silent = visible(record.reference), when(record.first_at), told(record, default_bump_every())
     room = width - STATE_WIDTH - 3 * len(_GAP) - len(reference) - len(started)
-    tags = (fitted(_tags(record), room), "dim")
-    screen.print(" " * STATE_WIDTH + _GAP, (reference, "cyan"), _GAP, started, _GAP, tags)
+    silent = fitted(silent, min(room, len(silent) + len(_GAP)) if silent else 0)
+    tags = (fitted(_tags(record), room - len(silent)), "dim")
+    screen.print(" " * STATE_WIDTH + _GAP, (reference, "cyan"), _GAP, started, _GAP, (silent, STYLES[WARNING]), tags)
 
 
 def _one_line_each(screen: Screen, records: Sequence[TraceRecord]) -> None:
@@ -152,7 +155,7 @@ def _one_line_each(screen: Screen, records: Sequence[TraceRecord]) -> None:
     rows = [("STATE", "KEY", started, "TOOK", "LINES", "TAGS", "REFERENCE")]
     rows += [
         (
-            state_label(record.state),
+            _whole_state(record),
             call(record),
             format_time(record.first_at) if piped else when(record.first_at),
             _took(record),
@@ -166,7 +169,8 @@ def _one_line_each(screen: Screen, records: Sequence[TraceRecord]) -> None:
     screen.print((_GAP.join(map(_cell, rows[0], widths, _RIGHT)), "dim"))
     for row, record in zip(rows[1:], records, strict=True):
         cells = list(map(_cell, row, widths, _RIGHT))
-        pieces: list[Piece | str] = [(cells[0], STYLES.get(record.state, "")), _GAP, (cells[1], "bold")]
+        style = STYLES.get(record.state, "") if row[0] == state_label(record.state) else STYLES[WARNING]
+        pieces: list[Piece | str] = [(cells[0], style), _GAP, (cells[1], "bold")]
         pieces += [_GAP + _GAP.join(cells[2:5]) + _GAP, (cells[5], "dim"), _GAP, (cells[6], "cyan")]
         screen.print(*pieces)
 
@@ -194,6 +198,12 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int]:
 
 def _state(record: TraceRecord) -> Piece:
     return fitted(state_label(record.state), STATE_WIDTH), STYLES.get(record.state, "")
+
+
+def _whole_state(record: TraceRecord) -> str:
+    """The state, and of a running trace how long nothing was heard of it."""
+    silent = told(record, default_bump_every())
+    return state_label(record.state) + (f", {silent}" if silent else "")
 
 
 def _tags(record: TraceRecord) -> str:

@@ -21,8 +21,10 @@ from trifle_otel.cli.visible import (
     when,
     zone,
 )
+from trifle_otel.configuration import default_bump_every
 from trifle_otel.encoding import format_time, record_fields
 from trifle_otel.errors import NotFound
+from trifle_otel.heartbeat import told
 from trifle_otel.outline import Block, Outline, outline
 from trifle_otel.reading import Entries
 from trifle_otel.records import ERROR, RESULT, WARNING, Entry, TraceRecord
@@ -98,7 +100,9 @@ def _print_artifact(archive: Archive, record: TraceRecord, name: str) -> int:
 
 def print_record(screen: Screen, record: TraceRecord) -> None:
     """What is known about a trace."""
-    screen.wrap([(state_label(record.state), STYLES.get(record.state, "")), ("  ", "")], call(record), "bold")
+    silent = told(record, default_bump_every())
+    state = [(state_label(record.state), STYLES.get(record.state, "")), (silent and f", {silent}", STYLES[WARNING])]
+    screen.wrap([*state, ("  ", "")], call(record), "bold")
     for name, text in _facts(record, piped=screen.width is None):
         if text:
             screen.wrap([(f"  {name:<10} ", "dim")], text)

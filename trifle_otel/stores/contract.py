@@ -2,7 +2,8 @@
 
 A store keeps named bytes in the folders of traces (`records.Folder`). It knows nothing of
 parts, records or indexes; their names and bytes come from `encoding`. Its tests are
-`trifle_otel.testing.StoreContract`: a store of your own is one that passes them.
+`trifle_otel.testing.StoreContract`: a store of your own is one that passes them, and `docs/drivers.md`
+has an example.
 """
 
 from __future__ import annotations
@@ -65,31 +66,53 @@ def _outcome(take: Callable[[Folder, Path], None], folder: Folder, local: Path) 
 class Store(ABC):
     """Named bytes in folders.
 
-    Every method may be called from any thread. Names are relative, `/`-separated and already
-    made safe (`references.safe_name`); they are one segment, or begin with `artifacts/`. A store
-    refuses others (`UsageError`): `checked_path` and `checked_name` do that for every store.
-    Errors: `NotFound` where nothing of that name is there, `StoreUnavailable` for whatever may
-    pass (full, read-only, out of reach), with the driver's own error as its cause.
+    Every method may be called from any thread, and after a fork in parent and child: a child opens connections
+    of its own, and leaves its parent's alone. Nothing is connected to before the first call. No call waits for ever.
+
+    Names are relative, `/`-separated and already made safe (`references.safe_name`); they are one segment, or
+    begin with `artifacts/`. A store refuses others (`UsageError`): `checked_path` and `checked_name` do that for
+    every store.
+
+    Errors, with the driver's own as their cause, and without credentials:
+        NotFound: nothing of that name is there.
+        StoreUnavailable: whatever may pass (full, read-only, out of reach). Traces wait and are tried again.
+        OutOfReach: of these, one that every other call would run into too, after as long a wait.
+        ConfigurationError: what somebody has to mend (a bucket, credentials); only from `setup` and `check`. In all
+            other calls that is `StoreUnavailable`: somebody may mend it.
+        UsageError, or anything else: what will never be taken. After some tries that trace is put aside.
     """
 
     remote: bool = False
-    """Whether calls wait for a network: a store that does is never called while a job waits."""
+    """Whether calls wait for a network: a store that does is never called while a job waits.
+
+    One whose calls do not is called in a job's own thread when a trace ends (`take`): it has to be quick."""
 
     def pick_bucket(self) -> str | None:
-        """The bucket for a new trace, or None where the store has no buckets."""
+        """The bucket for a new trace, or None where the store has no buckets.
+
+        It is part of the trace's `Folder` from then on, and of its record. Asked at the start of each trace, in the
+        job's thread: no call to anywhere.
+        """
         return None
 
     def uri(self, folder: Folder) -> str | None:
-        """The URI of a trace's folder, for people to follow; None where there is none."""
+        """The URI of a trace's folder, for people to follow; None where there is none. Without credentials or calls."""
         return None
 
     @abstractmethod
     def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
-        """Store `data` (bytes, or a file's contents) under `name`: whole or not at all, replacing what is there."""
+        """Store `data` (bytes, or a file's contents) under `name`: whole or not at all, replacing what is there.
+
+        A file stays where it is, and may be larger than memory. Of writers at the same time, one wins with all its
+        bytes. It is durable when this returns. Raises `NotFound` where the file is not there.
+        """
 
     @abstractmethod
     def open(self, folder: Folder, name: str) -> BinaryIO:
-        """A readable stream of what is stored under `name`; the caller closes it. Raises `NotFound`."""
+        """A readable stream of what is stored under `name`; the caller closes it. Raises `NotFound`.
+
+        What is read from it may raise `StoreUnavailable` too.
+        """
 
     @abstractmethod
     def names(self, folder: Folder) -> list[str]:
@@ -97,11 +120,17 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, folder: Folder) -> None:
-        """Delete a folder with all that is in it. Does nothing where it is not there."""
+        """Delete a folder with all that is in it. Does nothing where it is not there.
+
+        Folders whose path begins alike stay: a key may lead through another trace's folder.
+        """
 
     @abstractmethod
     def folders(self) -> Iterator[Folder]:
-        """Every trace's folder, in no order; for rebuilding an index and for cleaning up."""
+        """Every trace's folder, each once, in no order; for rebuilding an index and for cleaning up.
+
+        There may be millions: they come as they are found, and are not held in memory.
+        """
 
     def take(self, folder: Folder, local: Path) -> None:
         """Move a finished local folder in: its files become this folder's files, then `local` is gone.

@@ -277,7 +277,9 @@ def _translated(path: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if path is not None and isinstance(error, FileNotFoundError):
+        # Nothing can be below a file, or under a name that is too long: it is not there.
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG
+        if path is not None and missing:
             raise NotFound(f"{path} is not there") from error
         raise _unavailable(error) from error
 
