@@ -1,17 +1,20 @@
-"""The shipped collector configuration: current names, nothing undefined or unused, every address said.
+"""The shipped collector configuration: a real collector takes it; current names, nothing unused, every address said.
 
-Whether a real collector takes it is for `otelcol-contrib validate`; these are the mistakes that it lets pass.
+`validate` of a collector finds what it cannot read, the rest here are the mistakes that it lets pass.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
+from collector_servers import CONFIG, PORTS, validated, with_logs, with_tail_sampling
+from servers import ServerMissingError
 
-CONFIG = Path(__file__).parent.parent / "collector-config.yaml"
 KINDS = ("receivers", "processors", "exporters", "connectors", "extensions")
 DEPRECATED = {
     "receivers": {"jaeger", "opencensus"},
@@ -66,8 +69,19 @@ def test_every_address_is_said(config: dict[str, Any]) -> None:
     """Each protocol, exporter and health check names its endpoint with a port: defaults changed between versions."""
     speakers = [*config["receivers"]["otlp"]["protocols"].values(), *config["exporters"].values()]
     speakers.append(config["extensions"]["health_check"])
-    ports = [speaker["endpoint"].rstrip("}").rpartition(":")[2] for speaker in speakers]
-    assert ports == ["4317", "4318", "4317", "4317", "13133"]
+    said = [re.sub(r"\$\{env:\w+:-([^}]*)\}", r"\1", speaker["endpoint"]) for speaker in speakers]
+    listening = ["127.0.0.1:4317", "127.0.0.1:4318"]
+    sending = ["jaeger:4317", "tempo:4317", "http://127.0.0.1:4418"]
+    assert said == [*listening, *sending, "127.0.0.1:8889", "127.0.0.1:13133"]
+
+
+def test_the_head_names_every_variable_that_is_read() -> None:
+    """Each is explained at the top, with the default that it has below."""
+    text = CONFIG.read_text(encoding="utf-8")
+    head, _, rest = text.partition("\nreceivers:")
+    explained = dict(re.findall(r"^#   ([A-Z_]+) .* (\S+)$", head, re.MULTILINE))
+    assert explained == dict(re.findall(r"\$\{env:(\w+):-([^}]*)\}", rest))
+    assert set(PORTS) <= set(explained)
 
 
 def test_memory_is_limited_first(config: dict[str, Any]) -> None:
@@ -78,9 +92,10 @@ def test_memory_is_limited_first(config: dict[str, Any]) -> None:
 
 
 def test_secrets_are_masked_before_values_are_cut(config: dict[str, Any]) -> None:
-    """Redaction sees whole values: half a secret matches no pattern."""
-    processors = config["service"]["pipelines"]["traces"]["processors"]
-    assert processors.index("redaction") < processors.index("transform/truncate")
+    """Redaction sees whole values, since half a secret matches no pattern; what goes into the archive is not cut."""
+    pipelines = config["service"]["pipelines"]
+    assert pipelines["traces"]["processors"] == ["memory_limiter", "redaction", "transform/truncate"]
+    assert pipelines["traces/archive"]["processors"] == ["memory_limiter", "redaction"]
 
 
 def test_no_attribute_is_longer_than_backends_keep(config: dict[str, Any]) -> None:
@@ -91,10 +106,47 @@ def test_no_attribute_is_longer_than_backends_keep(config: dict[str, Any]) -> No
 
 
 def test_what_cannot_be_sent_waits_on_disk(config: dict[str, Any]) -> None:
-    """Each exporter retries without end, out of a queue on disk, in batches below the 4 MiB that receivers take."""
-    for exporter in config["exporters"].values():
+    """Each exporter of traces retries without end, out of a bounded queue on disk."""
+    for name in ("otlp_grpc/jaeger", "otlp_grpc/tempo", "otlp_http/archive"):
+        exporter = config["exporters"][name]
         queue = exporter["sending_queue"]
         assert queue["storage"] in config["extensions"]
+        assert (queue["sizer"], queue["queue_size"]) == ("bytes", 1 << 30)
         assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
-        assert queue["batch"]["sizer"] == "bytes"
-        assert queue["batch"]["min_size"] <= queue["batch"]["max_size"] < 4 * 1024 * 1024
+
+
+def test_requests_fit_through_the_receivers_they_go_to(config: dict[str, Any]) -> None:
+    """Batches for Jaeger and Tempo stay below gRPC's 4 MiB; what goes to the archive as it came, below its 20 MiB."""
+    for name in ("otlp_grpc/jaeger", "otlp_grpc/tempo"):
+        batch = config["exporters"][name]["sending_queue"]["batch"]
+        assert batch["sizer"] == "bytes"
+        assert batch["min_size"] <= batch["max_size"] < 4 * 1024 * 1024
+    protocols = config["receivers"]["otlp"]["protocols"]
+    assert "batch" not in config["exporters"]["otlp_http/archive"]["sending_queue"]
+    assert protocols["grpc"]["max_recv_msg_size_mib"] == 16
+    assert protocols["http"]["max_request_body_size"] == 16 << 20
+
+
+@pytest.mark.parametrize("change", [str, with_tail_sampling, with_logs], ids=["as shipped", "tail sampling", "logs"])
+def test_a_real_collector_takes_it(
+    change: Callable[[str], str], tmp_path: Path, server_missing: Callable[[str], NoReturn]
+) -> None:
+    """`otelcol validate` has nothing to say, to the file as it is and to what its comments tell to change."""
+    try:
+        done = validated(change(CONFIG.read_text(encoding="utf-8")), tmp_path)
+    except ServerMissingError as missing:
+        server_missing(str(missing))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_real_collector_refuses_what_it_does_not_know(
+    tmp_path: Path, server_missing: Callable[[str], NoReturn]
+) -> None:
+    """The check above is one: an option that does not exist is found."""
+    text = CONFIG.read_text(encoding="utf-8").replace("flush_timeout: 1s", "flush_timout: 1s")
+    try:
+        done = validated(text, tmp_path)
+    except ServerMissingError as missing:
+        server_missing(str(missing))
+    assert done.returncode != 0
+    assert "flush_timout" in done.stderr
