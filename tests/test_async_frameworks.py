@@ -1,0 +1,390 @@
+"""Arq, Taskiq, Procrastinate and APScheduler: each attempt is one trace, with the same semantics."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any, NoReturn
+
+import arq
+import arq.worker
+import procrastinate
+import procrastinate.testing
+import pytest
+import servers
+import taskiq
+from apscheduler.executors.asyncio import AsyncIOExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+from arq.connections import RedisSettings
+from spans import Sdk, parent_id, span_id
+from taskiq import InMemoryBroker, SimpleRetryMiddleware
+from taskiq.exceptions import NoResultError
+
+import trifle_otel as trifle
+from trifle_otel import Archive, TraceRecord
+from trifle_otel.integrations import apscheduler as for_apscheduler
+from trifle_otel.integrations import arq as for_arq
+from trifle_otel.integrations import procrastinate as for_procrastinate
+from trifle_otel.integrations import taskiq as for_taskiq
+from trifle_otel.integrations.attempts import job_options
+
+
+@pytest.fixture
+def archive() -> Archive:
+    """An archive in memory that this process records into."""
+    return trifle.configure("memory:")
+
+
+@pytest.fixture(autouse=True)
+def instrumented() -> Iterator[None]:
+    """All four, until the test ends."""
+    modules: list[Any] = [for_arq, for_taskiq, for_procrastinate, for_apscheduler]
+    for module in modules:
+        module.instrument()
+    yield
+    for module in modules:
+        module.uninstrument()
+
+
+def records(archive: Archive) -> list[TraceRecord]:
+    """All traces, the oldest first."""
+    assert trifle.flush(5)
+    return archive.search().records[::-1]
+
+
+def messages(archive: Archive, record: TraceRecord) -> list[str]:
+    """A trace's lines but the first."""
+    return [entry.message for entry in archive.entries(record)][1:]
+
+
+# -- Taskiq
+
+
+def run_taskiq(broker: InMemoryBroker, task: Any, *args: Any, **kwargs: Any) -> Any:
+    """Enqueue a task, and wait for it and for what follows from it."""
+
+    async def run() -> Any:
+        await broker.startup()
+        sent = await task.kiq(*args, **kwargs)
+        result = await sent.wait_result(timeout=5)
+        await broker.wait_all()
+        return result
+
+    return asyncio.run(run())
+
+
+def test_a_taskiq_task_is_a_trace(archive: Archive) -> None:
+    """A coroutine or a plain function, which runs in a thread."""
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="shop.tasks:price")
+    async def price(number: int, *, fast: bool = False) -> int:
+        trifle.trace("pricing")
+        return number * 2
+
+    @broker.task(task_name="shop.tasks:rate")
+    def rate(currency: str) -> float:
+        trifle.trace("asking the bank")
+        return 1.1
+
+    assert run_taskiq(broker, price, 7, fast=True).return_value == 14
+    assert run_taskiq(broker, rate, "EUR").return_value == 1.1
+    first, second = records(archive)
+    assert (first.key, first.meta, first.state) == (
+        "jobs/shop/tasks/price",
+        {"args": [7], "kwargs": {"fast": True}},
+        "success",
+    )
+    assert first.context["job_id"] in first.tags
+    assert messages(archive, first) == ["pricing", "14"]
+    assert messages(archive, second) == ["asking the bank", "1.1"]
+
+
+def test_a_taskiq_task_that_fails_and_one_without_result(archive: Archive) -> None:
+    """An exception is the trace's; no result is no failure."""
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="failing")
+    async def failing() -> None:
+        raise ValueError("no rate")
+
+    @broker.task(task_name="silent")
+    async def silent() -> None:
+        raise NoResultError
+
+    assert run_taskiq(broker, failing).is_err
+
+    async def run() -> None:
+        await silent.kiq()
+        await broker.wait_all()
+
+    asyncio.run(run())
+    first, second = records(archive)
+    assert (first.state, messages(archive, first)[0]) == ("error", "Exception: no rate")
+    assert (second.state, messages(archive, second)) == ("success", ["Ignored: no result is kept"])
+
+
+def test_taskiq_retries_are_traces_of_their_own(archive: Archive) -> None:
+    """Each attempt says which it is; one that is tried again is no failure."""
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(default_retry_count=3))
+    tries = []
+
+    @broker.task(task_name="flaky", retry_on_error=True)
+    async def flaky() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ValueError("no rate")
+        return 7
+
+    async def run() -> None:
+        await flaky.kiq()
+        await broker.wait_all()
+        end = time.monotonic() + 5
+        while len(tries) < 3 and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await broker.wait_all()
+
+    asyncio.run(run())
+    found = records(archive)
+    assert [(record.context["attempt"], record.state) for record in found] == [
+        (1, "warning"),
+        (2, "warning"),
+        (3, "success"),
+    ]
+    assert messages(archive, found[0])[0] == "Retry: ValueError: no rate"
+
+
+def test_taskiq_joins_enqueuer_and_worker() -> None:
+    """The enqueuer's context travels in the labels."""
+    sdk = Sdk().configure()
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="price")
+    async def price() -> int:
+        return 7
+
+    with sdk.provider.get_tracer("web").start_as_current_span("request") as request:
+        message = price.kicker()._prepare_message()
+    ours = f"{request.get_span_context().span_id:016x}"
+    assert ours in message.labels["traceparent"]
+
+    async def run() -> None:
+        await broker.kick(broker.formatter.dumps(message))
+        await broker.wait_all()
+
+    asyncio.run(run())
+    assert parent_id(sdk.root) == ours == span_id(sdk.named("request"))
+
+
+# -- Arq
+
+
+arq_itself = pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")  # as it ends a worker
+
+
+@pytest.fixture
+def redis_settings(server_missing: Callable[[str], NoReturn]) -> RedisSettings:
+    """A real Redis."""
+    try:
+        server = servers.redis()
+    except servers.ServerMissingError as missing:
+        server_missing(str(missing))
+    return RedisSettings(port=server.port)
+
+
+def run_arq(settings: RedisSettings, functions: list[Any], *jobs: tuple[Any, ...], **options: Any) -> None:
+    """Enqueue jobs, and run a worker until none is left."""
+
+    async def run() -> None:
+        pool = await arq.create_pool(settings, default_queue_name="trifle")
+        await pool.flushdb()
+        for job in jobs:
+            await pool.enqueue_job(*job)
+        worker = arq.Worker(
+            functions=functions,
+            redis_pool=pool,
+            burst=True,
+            poll_delay=0.01,
+            queue_name="trifle",
+            handle_signals=False,
+            **options,
+        )
+        await worker.async_run()
+        await worker.close()
+
+    asyncio.run(run())
+
+
+async def arq_price(ctx: dict[str, Any], number: int) -> int:
+    """A job."""
+    trifle.trace("pricing")
+    return number * 2
+
+
+async def arq_flaky(ctx: dict[str, Any]) -> int:
+    """A job that asks for a second try."""
+    if ctx["job_try"] < 2:
+        raise arq.Retry
+    return 7
+
+
+async def arq_slow(ctx: dict[str, Any]) -> None:
+    """A job that takes too long."""
+    trifle.trace("waiting")
+    await asyncio.sleep(30)
+
+
+async def arq_failing(ctx: dict[str, Any]) -> None:
+    """A job that raises."""
+    raise ValueError("no rate")
+
+
+@arq_itself
+def test_an_arq_job_is_a_trace(archive: Archive, redis_settings: RedisSettings) -> None:
+    """Its arguments, its id, its result."""
+    run_arq(redis_settings, [arq_price], ("arq_price", 7))
+    (record,) = records(archive)
+    assert record.key.endswith("test_async_frameworks/arq_price")
+    assert (record.meta, record.state, record.context["queue"]) == ([7], "success", "trifle")
+    assert messages(archive, record) == ["pricing", "14"]
+    assert record.tags == (record.context["job_id"],)
+
+
+@arq_itself
+def test_how_arq_jobs_end(archive: Archive, redis_settings: RedisSettings) -> None:
+    """A retry is a warning, an exception and a time limit are errors."""
+    functions = [arq_flaky, arq_failing, arq.worker.func(arq_slow, timeout=0.05, max_tries=1)]
+    run_arq(redis_settings, functions, ("arq_flaky",), ("arq_failing",), ("arq_slow",), retry_jobs=True)
+    found = {(record.key.rpartition("/")[2], record.context["attempt"]): record for record in records(archive)}
+    assert {name: record.state for name, record in found.items()} == {
+        ("arq_flaky", 1): "warning",
+        ("arq_flaky", 2): "success",
+        ("arq_failing", 1): "error",
+        ("arq_slow", 1): "error",
+    }
+    assert messages(archive, found["arq_failing", 1])[0] == "Exception: no rate"
+    assert messages(archive, found["arq_slow", 1])[0] == "waiting"
+    assert messages(archive, found["arq_slow", 1])[1].startswith("Cancelled")
+
+
+# -- Procrastinate
+
+
+def test_a_procrastinate_job_is_a_trace(archive: Archive) -> None:
+    """Coroutines and plain functions, retries included."""
+    app = procrastinate.App(connector=procrastinate.testing.InMemoryConnector())
+    tries = []
+
+    @app.task(queue="prices", name="shop.tasks.price")
+    def price(number: int) -> int:
+        trifle.trace("pricing")
+        return number * 2
+
+    @app.task(name="shop.tasks.flaky", retry=1)
+    async def flaky() -> int:
+        tries.append(1)
+        if len(tries) < 2:
+            raise ValueError("no rate")
+        return 7
+
+    @app.task(name="shop.tasks.failing")
+    async def failing() -> None:
+        raise ValueError("no rate")
+
+    async def run() -> None:
+        async with app.open_async():
+            await price.defer_async(number=7)
+            await flaky.defer_async()
+            await failing.defer_async()
+            await app.run_worker_async(wait=False, install_signal_handlers=False, listen_notify=False)
+
+    asyncio.run(run())
+    found = {(record.key, record.context["attempt"]): record for record in records(archive)}
+    assert {name: record.state for name, record in found.items()} == {
+        ("jobs/shop/tasks/price", 1): "success",
+        ("jobs/shop/tasks/flaky", 1): "warning",
+        ("jobs/shop/tasks/flaky", 2): "success",
+        ("jobs/shop/tasks/failing", 1): "error",
+    }
+    priced = found["jobs/shop/tasks/price", 1]
+    assert priced.meta == {"args": [], "kwargs": {"number": 7}}
+    assert priced.context["queue"] == "prices"
+    assert messages(archive, priced) == ["pricing", "14"]
+
+
+# -- APScheduler
+
+
+def scheduled(number: int) -> int:
+    """A job."""
+    trifle.trace("pricing")
+    return number * 2
+
+
+async def scheduled_coroutine() -> None:
+    """A job that raises."""
+    raise ValueError("no rate")
+
+
+@job_options(trace=False)
+def untraced() -> None:
+    """A job that nobody is to see."""
+
+
+def test_an_apscheduler_job_is_a_trace(archive: Archive) -> None:
+    """In a pool of threads."""
+    scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone=timezone.utc)
+    done = threading.Semaphore(0)
+    scheduler.add_listener(lambda _: done.release(), 4096 | 8192)  # a job was executed, or raised
+    scheduler.start()
+    soon = datetime.now(timezone.utc) + timedelta(milliseconds=1)
+    scheduler.add_job(untraced, "date", run_date=soon, misfire_grace_time=60)
+    scheduler.add_job(scheduled, "date", [7], run_date=soon, id="nightly", misfire_grace_time=60)
+    assert done.acquire(timeout=10)
+    assert done.acquire(timeout=10)
+    scheduler.shutdown()
+    (record,) = records(archive)
+    assert record.key.endswith("test_async_frameworks/scheduled")
+    assert (record.meta, record.tags, record.state) == ([7], ("nightly",), "success")
+    assert messages(archive, record) == ["pricing", "14"]
+    assert record.context["trigger"].startswith("date")
+
+
+def test_an_apscheduler_coroutine_is_a_trace(archive: Archive) -> None:
+    """In the event loop; what it raises is the trace's."""
+
+    async def run() -> None:
+        scheduler = AsyncIOScheduler(executors={"default": AsyncIOExecutor()}, timezone=timezone.utc)
+        done = asyncio.Event()
+        scheduler.add_listener(lambda _: done.set(), 4096 | 8192)
+        scheduler.start()
+        scheduler.add_job(scheduled_coroutine, "date", misfire_grace_time=60)
+        await asyncio.wait_for(done.wait(), 10)
+        scheduler.shutdown()
+
+    asyncio.run(run())
+    (record,) = records(archive)
+    assert (record.state, messages(archive, record)[0]) == ("error", "Exception: no rate")
+
+
+# -- all
+
+
+def test_uninstrumented_frameworks_run_untraced(archive: Archive) -> None:
+    """What was patched is put back."""
+    for_taskiq.uninstrument()
+    for_taskiq.uninstrument()
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="price")
+    async def price() -> int:
+        return 7
+
+    assert run_taskiq(broker, price).return_value == 7
+    assert records(archive) == []
+    assert taskiq.receiver.Receiver.run_task.__module__ == "taskiq.receiver.receiver"

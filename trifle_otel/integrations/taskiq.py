@@ -1,0 +1,142 @@
+"""Taskiq: each attempt at a task as one trace, and the enqueuer's trace context in the task's labels.
+
+Tasks that run in a pool of processes are traced from outside: what they record themselves is not part of it. An
+attempt that is tried again is known by what Taskiq's retry middlewares put into its result; under
+`no_result_on_retry=False` it looks like one that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from trifle_otel.errors import MissingDependency
+from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, start
+
+try:
+    from taskiq import TaskiqMiddleware
+    from taskiq.exceptions import NoResultError, TaskRejectedError
+    from taskiq.kicker import AsyncKicker
+    from taskiq.receiver import Receiver
+except ModuleNotFoundError as missing:
+    raise MissingDependency(f"tracing Taskiq's tasks needs Taskiq: pip install taskiq ({missing})") from missing
+
+_raised: dict[int, BaseException] = {}  # of tasks that run here, by the id of their message
+_options: Options | None = None
+_originals: tuple[Callable[..., Awaitable[Any]], Callable[..., Any]] | None = None
+
+
+def instrument(
+    *,
+    select: Callable[[Job], bool] | None = None,
+    key: str | Callable[[Job], str] | None = None,
+    mode: str | None = None,
+    retention: int | None = None,
+) -> None:
+    """Trace each attempt at each task from now on. May be called again with other values.
+
+    Args:
+        select: whether an attempt is traced; None: each is.
+        key: its key; None: `jobs/<module path>/<name>`.
+        mode: `live` or `deferred`; None: the setting.
+        retention: days that the payload is kept; None: the setting.
+    """
+    global _options, _originals  # noqa: PLW0603 - what this process is set up with
+    _options = Options(select=select, key=key, mode=mode, retention=retention)
+    if _originals is None:
+        _originals = (Receiver.run_task, AsyncKicker._prepare_message)
+        Receiver.run_task = _run(Receiver.run_task)  # type: ignore[method-assign]
+        AsyncKicker._prepare_message = _prepare(AsyncKicker._prepare_message)  # type: ignore[method-assign]
+
+
+def uninstrument() -> None:
+    """Trace no more attempts."""
+    global _options, _originals  # noqa: PLW0603 - see above
+    _options = None
+    if _originals is not None:
+        Receiver.run_task, AsyncKicker._prepare_message = _originals  # type: ignore[method-assign, assignment]
+        _originals = None
+
+
+def _run(run_task: Any) -> Any:
+    @wraps(run_task)
+    async def traced(self: Any, target: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
+        options = _options
+        attempt = None if options is None else start(_job(target, message), options)
+        if attempt is None:
+            return await run_task(self, target, message, *args, **kwargs)
+        try:
+            _watch(self.broker)
+            result = await run_task(self, target, message, *args, **kwargs)
+        except BaseException as error:
+            attempt.fail(error)
+            raise
+        finally:
+            raised = _raised.pop(id(message), None)
+        _end(attempt, result, raised)
+        return result
+
+    return traced
+
+
+def _prepare(prepare_message: Any) -> Any:
+    @wraps(prepare_message)
+    def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        message = prepare_message(self, *args, **kwargs)
+        inject(message.labels)
+        return message
+
+    return prepared
+
+
+def _job(target: Any, message: Any) -> Job:
+    labels = message.labels
+    queue = labels.get("queue_name")
+    return Job(
+        system="taskiq",
+        name=message.task_name,
+        args=message.args,
+        kwargs=message.kwargs,
+        id=message.task_id,
+        queue=queue if isinstance(queue, str) else None,
+        attempt=_retries(labels) + 1,
+        headers={name: value for name, value in labels.items() if isinstance(value, str)},
+        function=target,
+    )
+
+
+class _Watcher(TaskiqMiddleware):
+    """Notes what a task raised: a retry middleware may put something else into the result."""
+
+    def on_error(self, message: Any, result: Any, exception: BaseException) -> None:
+        """Called before all others' methods of this name."""
+        del result
+        _raised[id(message)] = exception
+
+
+def _watch(broker: Any) -> None:
+    """Be the last of a broker's middlewares, which is asked first when a task has raised."""
+    if not broker.middlewares or type(broker.middlewares[-1]) is not _Watcher:
+        broker.middlewares[:] = [other for other in broker.middlewares if type(other) is not _Watcher]
+        broker.add_middlewares(_Watcher())
+
+
+def _end(attempt: Attempt, result: Any, raised: BaseException | None) -> None:
+    if raised is None and not result.is_err:
+        attempt.succeed(result.return_value)
+    elif isinstance(raised, NoResultError):
+        attempt.ignore("no result is kept")
+    elif isinstance(raised, TaskRejectedError):
+        attempt.reject(raised)
+    elif raised is not None and isinstance(result.error, NoResultError):  # a retry middleware's doing
+        attempt.retry(f"{type(raised).__name__}: {raised}", raised)
+    else:
+        attempt.fail(raised)
+
+
+def _retries(labels: Any) -> int:
+    try:
+        return int(labels.get("_retries", 0))
+    except (TypeError, ValueError):
+        return 0
