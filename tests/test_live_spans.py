@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from opentelemetry import trace as otel
 from opentelemetry.context import attach, get_current
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from spans import (
     Sdk,
@@ -450,3 +451,21 @@ def test_every_name_on_a_span_is_documented(sdk: Sdk) -> None:
     found = {name for span in ours for name in attributes(span)}
     found |= {name for span in ours for event in span.events for name in attributes(event)}
     assert found == set(conventions.ATTRIBUTES) - {conventions.REPLAYED}  # of spans that come from the archive
+
+
+def test_the_record_says_what_its_span_hangs_on_and_whether_it_was_made() -> None:
+    """A trace can be replayed in its place; those that backends have not seen can be told from those that they have."""
+    sdk = Sdk().configure()
+    with sdk.provider.get_tracer("web").start_as_current_span("request") as request, trifle.tracer("a/job"):
+        pass
+    assert sdk.record.context["parent_span_id"] == f"{request.get_span_context().span_id:016x}"
+    assert sdk.record.context["sampled"] is True
+
+
+def test_a_trace_that_is_sampled_out_says_so() -> None:
+    """It has no parent here, so none is named."""
+    sdk = Sdk(sampler=ALWAYS_OFF).configure()
+    with trifle.tracer("a/job"):
+        pass
+    assert sdk.record.context["sampled"] is False
+    assert "parent_span_id" not in sdk.record.context

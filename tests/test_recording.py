@@ -598,6 +598,7 @@ def test_the_context_holds_ids_and_the_fields_of_setting_and_trace() -> None:
     context = dict(only(archive).context)
     assert len(bytes.fromhex(context.pop("trace_id"))) == 16
     assert len(bytes.fromhex(context.pop("span_id"))) == 8
+    assert context.pop("sampled") is False  # there is no SDK
     assert context == {"host": "a", "queue": "fast", "attempt": 2}
 
 
@@ -615,7 +616,7 @@ def test_a_context_that_cannot_be_had_costs_its_fields_alone(context: Callable[[
     archive = trifle.configure("memory:", context=context)
     with trifle.tracer("a/job"):
         pass
-    assert set(only(archive).context) == {"trace_id", "span_id"}
+    assert set(only(archive).context) == {"trace_id", "span_id", "sampled"}
 
 
 @pytest.mark.parametrize("context", [7, "text", [1], _raises])
@@ -623,7 +624,7 @@ def test_a_trace_with_a_wrong_context_is_recorded(archive: Archive, context: Any
     """What is no mapping is left out, and counted."""
     with trifle.tracer("a/job", context=context):
         pass
-    assert set(only(archive).context) == {"trace_id", "span_id"}
+    assert set(only(archive).context) == {"trace_id", "span_id", "sampled"}
     assert troubles("context") == 1
 
 

@@ -29,6 +29,7 @@ from trifle_otel.runtime import on
 
 if TYPE_CHECKING:
     from trifle_otel.archive import Archive
+    from trifle_otel.span_exporter import TrifleSpanExporter
     from trifle_otel.span_processor import TrifleSpanProcessor
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Entry",
     "Redactor",
     "TraceRecord",
+    "TrifleSpanExporter",
     "TrifleSpanProcessor",
     "artifact",
     "attach",
@@ -60,6 +62,10 @@ def __getattr__(name: str) -> Any:
         from trifle_otel.archive import Archive  # noqa: PLC0415 - only readers need it
 
         return Archive
+    if name == "TrifleSpanExporter":
+        from trifle_otel.span_exporter import TrifleSpanExporter  # noqa: PLC0415 - it needs the SDK
+
+        return TrifleSpanExporter
     if name == "TrifleSpanProcessor":
         from trifle_otel.span_processor import TrifleSpanProcessor  # noqa: PLC0415 - it needs the SDK
 

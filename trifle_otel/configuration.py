@@ -161,6 +161,14 @@ def default_index() -> str | None:
     return os.environ.get("TRIFLE_INDEX") or None
 
 
+def default_bump_every() -> float:
+    """The `bump_every` of whoever records from here, for commands that read; the default where that is no number."""
+    try:
+        return max(0.0, float(os.environ.get("TRIFLE_BUMP_EVERY") or ""))
+    except ValueError:
+        return Settings().bump_every
+
+
 def otlp_variables() -> dict[str, str]:
     """What OpenTelemetry's variables say of how OTLP is sent, by their names after `OTEL_EXPORTER_OTLP_`."""
     prefix = "OTEL_EXPORTER_OTLP_"
@@ -188,6 +196,42 @@ def configure_from_environment() -> None:
 def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:
     """Record into this archive from now on; gives what delivered to the one before."""
     global _delivery
+    runtime, delivery = _make_runtime(archive, settings)
+    runtime.on_provider = _watch_spans if settings.foreign_spans else None
+    before, _delivery = _delivery, delivery
+    install(runtime)
+    return before
+
+
+def runtime_into(
+    archive: str | os.PathLike[str] | None, index: str | None = None, known: Runtime | None = None
+) -> Runtime | None:
+    """What archives what others recorded: None stands for the runtime in force, whichever that is.
+
+    Where nothing is configured, this process is, for this archive; else one that is not the configured one has a
+    runtime of its own, with the same settings: `known`, where it was made before. Raises `ConfigurationError`.
+    """
+    with _lock:
+        if archive is None and index is None:
+            configure_from_environment()
+        if _delivery is None:
+            changes = Changes() if index is None else Changes(index=index)
+            configure(archive, **changes)
+            return None
+        if archive is None or locate(os.fspath(archive)).uri == _delivery.archive.url:
+            return None
+        if known is not None:
+            return known
+        settings = dataclasses.replace(_delivery.settings, archive=os.fspath(archive), index=index)
+        opened = open_archive(settings.archive, settings.index)
+        _prepare(opened)
+        runtime, delivery = _make_runtime(opened, settings)
+        _earlier.append(delivery)
+        return runtime
+
+
+def _make_runtime(archive: Archive, settings: Settings) -> tuple[Runtime, Delivery]:
+    """What records into this archive, and delivers to it."""
     from trifle_otel.delivery import Delivery
 
     runtime = Runtime(settings, None)
@@ -197,13 +241,10 @@ def _put_in_force(archive: Archive, settings: Settings) -> Delivery | None:
     direct = spool is not None and spool.root == beside and not archive.store.remote
     delivery = Delivery(archive, spool, settings, runtime.troubles, direct=direct)
     runtime.sink = delivery
-    runtime.on_provider = _watch_spans if settings.foreign_spans else None
     archive.before_reading = lambda: delivery.flush(READ_WAIT)
     if spool is not None:
         delivery.shipper.start()
-    before, _delivery = _delivery, delivery
-    install(runtime)
-    return before
+    return runtime, delivery
 
 
 def _watch_spans(provider: TracerProvider) -> None:

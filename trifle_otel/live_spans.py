@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 
 from trifle_otel import conventions as names
 from trifle_otel.encoding import to_json
@@ -74,6 +74,7 @@ class RootSpan(NamedTuple):
     trace_id: str
     span_id: str
     context: Context
+    parent_id: str | None
 
 
 class LiveSpans:
@@ -175,11 +176,11 @@ def start_root(runtime: Runtime, name: str, kind: SpanKind, attributes: dict[str
         recording = span.is_recording()
     except Exception as error:  # a sampler or processor of the application's that raises
         runtime.troubles.report("a span could not be started", error)
-        return _unborn(otel.INVALID_SPAN, parent.trace_id, context)
+        return _unborn(otel.INVALID_SPAN, parent, context)
     if not own.is_valid or own.span_id == parent.span_id:
-        return _unborn(span, parent.trace_id, context)
+        return _unborn(span, parent, context)
     context = otel.set_span_in_context(span, context)
-    return RootSpan(span, recording, f"{own.trace_id:032x}", f"{own.span_id:016x}", context)
+    return RootSpan(span, recording, f"{own.trace_id:032x}", f"{own.span_id:016x}", context, _parent_id(parent))
 
 
 def open_block(frame: Frame, outer: Frame, context: Context, start: int) -> Context:
@@ -330,9 +331,13 @@ def _version() -> str:
         return ""
 
 
-def _unborn(span: Span, trace_id: int, context: Context) -> RootSpan:
-    trace = f"{trace_id:032x}" if trace_id else os.urandom(16).hex()
-    return RootSpan(span, False, trace, os.urandom(8).hex(), context)
+def _unborn(span: Span, parent: SpanContext, context: Context) -> RootSpan:
+    trace = f"{parent.trace_id:032x}" if parent.trace_id else os.urandom(16).hex()
+    return RootSpan(span, False, trace, os.urandom(8).hex(), context, _parent_id(parent))
+
+
+def _parent_id(parent: SpanContext) -> str | None:
+    return f"{parent.span_id:016x}" if parent.is_valid else None
 
 
 def _end(recording: Recording, span: Span, end: int | None) -> None:

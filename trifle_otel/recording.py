@@ -296,7 +296,9 @@ class Recording:
             root.span = span.span
             root.events = live_spans.Pending(self.spans.places)
             pending_span.show(self, span.context)
-        self.context.update(trace_id=span.trace_id, span_id=span.span_id)
+        self.context.update(trace_id=span.trace_id, span_id=span.span_id, sampled=span.recording)
+        if span.parent_id is not None:
+            self.context["parent_span_id"] = span.parent_id
         _open[self] = None
         root.before = context
         root.ours = Context({**span.context, FRAME: root})
