@@ -134,6 +134,28 @@ def test_traces_wait_while_the_store_is_down_and_are_shipped_when_it_is_back(set
     assert setup.troubles.counts["the archive cannot be written; traces wait"] >= 1
 
 
+def test_an_index_that_is_too_slow_for_many_rows_gets_fewer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes an index longer than it has is not tried in the same size for ever."""
+    sizes: list[int] = []
+    put = setup.index.put
+
+    def slow(records: Sequence[TraceRecord]) -> None:
+        sizes.append(len(records))
+        if len(records) > 5:
+            raise StoreUnavailable("no answer in time")
+        put(records)
+
+    setup.index.fault = unavailable
+    for _ in range(40):
+        setup.record()
+    assert not trifle.flush(0.2)
+    monkeypatch.setattr(setup.index, "put", slow)
+    setup.index.fault = lambda: None
+    assert trifle.flush(20)
+    assert len(setup.keys()) == 40
+    assert max(sizes) > 5
+
+
 def test_rows_wait_while_the_index_is_down(setup: Setup) -> None:
     """The payload is stored once, its row follows when the index is back."""
     setup.index.fault = unavailable

@@ -95,6 +95,7 @@ class Shipper:
         self._urgent = threading.Event()
         self._backlog = Backlog(self.spool)
         self._unindexed: list[Parcel] = []
+        self._rows = BATCH  # that the index is given at once
         self._batch: list[Parcel | Stub] = []
         self._under_way = 0  # bytes of `_batch`
         self._thread: threading.Thread | None = None
@@ -403,12 +404,14 @@ class Shipper:
     def _index(self) -> bool:
         """Put rows of what is stored into the index; False where that has to be tried again."""
         while self._unindexed:
-            parcels = self._unindexed[:BATCH]
+            parcels = self._unindexed[: self._rows]
             try:
                 put(self.index, [parcel.record for parcel in parcels], self.troubles)
             except PASSING as error:
+                self._rows = max(1, self._rows // 2)  # perhaps there are more than it takes in the time that it has
                 self._failed(error, "the index cannot be written; rows wait")
                 return False
+            self._rows = min(BATCH, self._rows * 2)
             for parcel in parcels:
                 if parcel.row is not None and self.spool is not None:
                     self.spool.indexed(parcel.row)
