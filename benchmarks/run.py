@@ -1,9 +1,9 @@
 """All benchmarks, one table: `python -m benchmarks.run` from the top folder of the source tree.
 
-It needs the extra `demo`, for the demonstration job; `--only shipping searches` needs the extra `test`, and takes some
-ten minutes. Ratios are what to go by: both sides are measured in turn. The
-absolute figures hold for the machine that is named below the table, while it is not busy with something else. All is
-deleted at the end, which makes the disk of a run that follows within some minutes slower on ext4 (see `traces`).
+It needs the extra `demo`, for the demonstration job; what `--only` names beside the usual needs the extra `test`, and the
+searches take some minutes. Ratios are what to go by: both sides are measured in turn. The absolute figures hold for
+the machine that is named below the table, while it is not busy with something else. All is deleted at the end,
+which makes the disk of a run that follows within some minutes slower on ext4 (see `traces`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import calls, searches, shipping, traces
+from benchmarks import calls, exporting, foreign, receiver, searches, shipping, traces
 from benchmarks.harness import Row, logging_cost, machine, table
 
-PARTS = ("calls", "traces", "shipping", "searches")
-USUAL = ("calls", "traces")
+PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver")
+USUAL = ("calls", "foreign", "traces")
 """What needs no servers and takes two minutes."""
 
 
@@ -43,9 +43,12 @@ def _rows(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def _parts(given: argparse.Namespace) -> dict[str, Callable[[Path], Iterator[Row]]]:
     return {
         "calls": lambda folder: calls.rows(folder, given.rounds),
+        "foreign": lambda folder: foreign.rows(folder, given.rounds // 3),
         "traces": lambda folder: traces.rows(folder, given.processes, given.traces),
         "shipping": lambda folder: shipping.rows(folder, given.rounds // 4, given.traces // 3),
         "searches": lambda folder: searches.rows(folder, given.records),
+        "exporting": exporting.rows,
+        "receiver": lambda folder: receiver.rows(folder, given.processes),
     }
 
 
