@@ -162,8 +162,8 @@ def _peak(pid: int) -> float:
 
 async def bare(folder: Path) -> None:
     """What ours is compared with: each body becomes a file."""
-    from trifle_otel.otlp_bodies import Budget
-    from trifle_otel.otlp_http import Gate, HTTPServer
+    from trifle_otel.receiver.bodies import Budget
+    from trifle_otel.receiver.over_http import Gate, HTTPServer
 
     written = 0
 

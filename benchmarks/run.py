@@ -1,8 +1,8 @@
 """All benchmarks, one table: `python -m benchmarks.run` from the top folder of the source tree.
 
-It needs the extra `demo`, for the demonstration job; what `--only` names beside the usual needs the extra `test`, and the
-searches take some minutes. Ratios are what to go by: both sides are measured in turn. The absolute figures hold for
-the machine that is named below the table, while it is not busy with something else. All is deleted at the end,
+It needs the extra `demo`, for the demonstration job; what `--only` names beside the usual needs the extra `test`, and
+the searches take some minutes. Ratios are what to go by: both sides are measured in turn. The absolute figures hold
+for the machine that is named below the table, while it is not busy with something else. All is deleted at the end,
 which makes the disk of a run that follows within some minutes slower on ext4 (see `traces`).
 """
 
@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import calls, exporting, foreign, receiver, searches, shipping, traces
+from benchmarks import calls, exporting, foreign, receiver, searches, shipping, traces, viewing
 from benchmarks.harness import Row, logging_cost, machine, table
 
-PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver")
+PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver", "viewing")
 USUAL = ("calls", "foreign", "traces")
 """What needs no servers and takes two minutes."""
 
@@ -48,6 +48,7 @@ def _parts(given: argparse.Namespace) -> dict[str, Callable[[Path], Iterator[Row
         "shipping": lambda folder: shipping.rows(folder, given.rounds // 4, given.traces // 3),
         "searches": lambda folder: searches.rows(folder, given.records),
         "exporting": exporting.rows,
+        "viewing": lambda folder: viewing.rows(folder, given.records),
         "receiver": lambda folder: receiver.rows(folder, given.processes),
     }
 

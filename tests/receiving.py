@@ -27,8 +27,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
-from trifle_otel.intake import Intake
-from trifle_otel.otlp_receiver import Receiver, ReceiverSettings, make_intake
+from trifle_otel.receiver.intake import Intake
+from trifle_otel.receiver.server import Receiver, ReceiverSettings, make_intake
 from trifle_otel.runtime import runtime
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifle_otel.assemble import EARLY, NEVER, REFUSED, REPEATED, Assembler, Execution
+from trifle_otel.executions.assemble import EARLY, NEVER, REFUSED, REPEATED, Assembler, Execution
 from trifle_otel.span_data import SpanData
 
 SECOND = 1_000_000_000

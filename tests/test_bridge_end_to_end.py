@@ -492,7 +492,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 import trifle_otel as trifle
-from trifle_otel.receiver_metrics import ReceiverMetrics
+from trifle_otel.receiver.metrics import ReceiverMetrics
 from trifle_otel.runtime import runtime
 
 provider = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(sys.argv[1] + "/v1/metrics"))])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import trifle_otel as trifle
 from trifle_otel import Archive, Entry, TraceRecord
-from trifle_otel.assemble import Assembler, Execution, Origin
-from trifle_otel.execution_lines import MAX_DEPTH, mend_times
-from trifle_otel.executions import archive, is_recorded, key_of, reference_of
+from trifle_otel.executions.archiving import archive, is_recorded, key_of, reference_of
+from trifle_otel.executions.assemble import Assembler, Execution, Origin
+from trifle_otel.executions.lines import MAX_DEPTH, mend_times
 from trifle_otel.runtime import Runtime, runtime
 from trifle_otel.span_data import SpanData, SpanEvent, SpanLink
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import trifle_otel as trifle
 from trifle_otel.archive import Archive
-from trifle_otel.archived_spans import ArchivedTrace
-from trifle_otel.importing import Import, _RecordedTime
+from trifle_otel.executions.importing import Import, _RecordedTime
 from trifle_otel.records import Entry, TraceRecord
+from trifle_otel.replaying.spans import ArchivedTrace
 from trifle_otel.runtime import runtime
 from trifle_otel.span_data import SpanData
 

@@ -43,8 +43,9 @@ CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
 STORED = "errors records references strict_json encoding"
 COMMANDS = (
-    "checkup archive reading queries outline heartbeat wording tallies comparison configuration recording replay otlp_receiver span_exporter delivery"
-    " shipper spool metrics viewer.* otlp_endpoint otlp_sending otlp_files importing"
+    "checkup archive reading queries outline heartbeat wording tallies comparison configuration recording"
+    " replaying.replay receiver.server span_exporter delivery shipper spool metrics viewer.* otlp.endpoint"
+    " otlp.sending otlp.files executions.importing"
 )
 SHOWN = f"{STORED} archive reading queries outline heartbeat wording tallies comparison"
 
@@ -81,42 +82,51 @@ LAYERS = {
     "metrics": Layer(PLAIN, "opentelemetry-api"),
     # spans of the SDK, in and out
     "span_data": Layer(),
+    "otlp": Layer(),
+    "receiver": Layer(),
+    "executions": Layer(),
+    "replaying": Layer(),
     "summaries": Layer("values"),
-    "fragments": Layer("span_data"),
-    "assemble": Layer("fragments span_data"),
-    "execution_keys": Layer("references span_data values"),
-    "execution_lines": Layer(f"{PLAIN} recording span_data summaries"),
-    "executions": Layer(f"{PLAIN} assemble execution_keys execution_lines recording span_data"),
-    "span_processor": Layer(f"{PLAIN} recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"),
+    "executions.fragments": Layer("span_data"),
+    "executions.assemble": Layer("executions.fragments span_data"),
+    "executions.keys": Layer("references span_data values"),
+    "executions.lines": Layer(f"{PLAIN} recording span_data summaries"),
+    "executions.archiving": Layer(f"{PLAIN} executions.assemble executions.keys executions.lines recording span_data"),
+    "span_processor": Layer(
+        f"{PLAIN} recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"
+    ),
     "span_exporter": Layer(
-        f"{PLAIN} assemble configuration executions recording span_data", "opentelemetry-api opentelemetry-sdk"
+        f"{PLAIN} executions.assemble configuration executions.archiving recording span_data",
+        "opentelemetry-api opentelemetry-sdk",
     ),
-    "otlp_text": Layer("", "otlp protobuf"),
-    "otlp_json": Layer("errors strict_json", "otlp protobuf"),
-    "otlp_spans": Layer("errors span_data otlp_json otlp_text", "otlp protobuf"),
-    "otlp_answers": Layer("errors otlp_spans", "otlp protobuf googleapis"),
-    "otlp_bodies": Layer("otlp_answers"),
-    "otlp_http": Layer("otlp_answers otlp_bodies otlp_spans", "h11"),
-    "otlp_grpc": Layer("otlp_answers otlp_bodies otlp_http otlp_spans", "grpc"),
-    "receiver_metrics": Layer("conventions", "opentelemetry-api"),
-    "request_journal": Layer("errors strict_json spool"),
-    "intake": Layer(
-        f"{PLAIN} span_data otlp_spans otlp_answers receiver_metrics request_journal", "opentelemetry-api otlp"
+    "otlp.repair": Layer("", "otlp protobuf"),
+    "otlp.from_json": Layer("errors strict_json", "otlp protobuf"),
+    "otlp.spans": Layer("errors span_data otlp.from_json otlp.repair", "otlp protobuf"),
+    "receiver.answers": Layer("errors otlp.spans", "otlp protobuf googleapis"),
+    "receiver.bodies": Layer("receiver.answers"),
+    "receiver.over_http": Layer("receiver.answers receiver.bodies otlp.spans", "h11"),
+    "receiver.over_grpc": Layer("receiver.answers receiver.bodies receiver.over_http otlp.spans", "grpc"),
+    "receiver.metrics": Layer("conventions", "opentelemetry-api"),
+    "receiver.journal": Layer("errors strict_json spool"),
+    "receiver.claims": Layer("span_data otlp.spans receiver.journal", "otlp"),
+    "receiver.intake": Layer(
+        f"{PLAIN} span_data otlp.spans receiver.answers receiver.metrics receiver.journal receiver.claims",
+        "opentelemetry-api otlp",
     ),
-    "otlp_receiver": Layer(
-        f"{PLAIN} assemble executions delivery intake request_journal"
-        " otlp_spans otlp_answers otlp_bodies otlp_http otlp_grpc",
+    "receiver.server": Layer(
+        f"{PLAIN} executions.assemble executions.archiving delivery receiver.intake receiver.journal"
+        " otlp.spans receiver.answers receiver.bodies receiver.over_http receiver.over_grpc",
         "grpc",
     ),
-    "otlp_files": Layer("errors span_data strict_json otlp_spans"),
-    "importing": Layer(f"{PLAIN} span_data assemble executions"),
-    "archived_lines": Layer(f"{PLAIN} outline span_data span_events"),
-    "archived_spans": Layer(f"{PLAIN} archived_lines outline live_spans span_data span_events"),
-    "otlp_writing": Layer("span_data strict_json", "otlp protobuf"),
-    "otlp_endpoint": Layer("errors", "opentelemetry-api"),
-    "otlp_sending": Layer("errors otlp_endpoint", "otlp protobuf googleapis requests grpc"),
-    "replay": Layer(
-        f"{PLAIN} archive archived_spans otlp_endpoint otlp_sending otlp_writing span_data", "otlp protobuf"
+    "otlp.files": Layer("errors span_data strict_json otlp.spans"),
+    "executions.importing": Layer(f"{PLAIN} span_data executions.assemble executions.archiving"),
+    "replaying.lines": Layer(f"{PLAIN} outline span_data span_events"),
+    "replaying.spans": Layer(f"{PLAIN} replaying.lines outline live_spans span_data span_events"),
+    "otlp.writing": Layer("span_data strict_json", "otlp protobuf"),
+    "otlp.endpoint": Layer("errors", "opentelemetry-api"),
+    "otlp.sending": Layer("errors otlp.endpoint", "otlp protobuf googleapis requests grpc"),
+    "replaying.replay": Layer(
+        f"{PLAIN} archive replaying.spans otlp.endpoint otlp.sending otlp.writing span_data", "otlp protobuf"
     ),
     # storing: two contracts, the drivers behind them, and what knows the contracts alone
     "stores": Layer(),
@@ -181,14 +191,22 @@ LAYERS = {
     "viewer.*": Layer(f"{SHOWN} viewer viewer.*", "starlette uvicorn jinja2 markupsafe"),
     "cli": Layer(f"{PLAIN} {COMMANDS} cli.*", "rich cyclopts"),
     "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples examples.* viewer", "rich cyclopts"),
+    "cli.run": Layer(f"{PLAIN} {COMMANDS} cli cli.* integrations.executors", "cyclopts opentelemetry-api"),
+    "cli.ui": Layer(f"{PLAIN} {COMMANDS} cli cli.* viewer viewer.*", "cyclopts uvicorn"),
+    "cli.rerun": Layer(f"{PLAIN} {COMMANDS} cli cli.*", "dramatiq"),
     "__main__": Layer("cli"),
     "examples": Layer(),
     "examples.*": Layer(" ", "currency_converter eu_vat_rates_data"),
 }
 MAY_IMPORT_THE_PACKAGE = ("integrations", "cli", "examples", "viewer")
-SDK_IMPORTERS = {"span_processor", "span_exporter", "otlp_receiver", "configuration"}
-COMPUTED_IMPORTS = {"", "configuration", "cli"}  # lazy public names, drivers by URL, a user's own application
-READS_ENVIRONMENT = {"configuration"}
+SDK_IMPORTERS = {"span_processor", "span_exporter", "receiver.server", "configuration"}
+COMPUTED_IMPORTS = {
+    "",
+    "configuration",
+    "cli",
+    "integrations.instrumentors",
+}  # lazy public names, drivers by URL, a user's own application
+READS_ENVIRONMENT = {"configuration", "cli.run"}  # a command is run in its own
 # what these import of other packages, and the drivers, they import when they need it
 LAZY = {"configuration", "cli"}
 LAZY_PREFIXES = ("opentelemetry.sdk", "obstore", "psycopg", "pymongo", "rich", "cyclopts")

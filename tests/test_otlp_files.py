@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trifle_otel import otlp_files
 from trifle_otel.errors import UsageError
-from trifle_otel.otlp_files import OtlpFile
+from trifle_otel.otlp import files as otlp_files
+from trifle_otel.otlp.files import OtlpFile
 from trifle_otel.span_data import SpanData, SpanEvent
 
 # As the collector's file exporter writes it: an empty parent, numbers as texts, fields that are zero left out.

@@ -22,9 +22,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from otlp_servers import GrpcServer, HttpServer, OtlpServer, Reply, running
 
 from trifle_otel.errors import UsageError
-from trifle_otel.otlp_endpoint import endpoint_of
-from trifle_otel.otlp_sending import Answer, EndpointUnavailable, RequestRefused, Sender
-from trifle_otel.otlp_writing import request_of
+from trifle_otel.otlp.endpoint import endpoint_of
+from trifle_otel.otlp.sending import Answer, EndpointUnavailable, RequestRefused, Sender
+from trifle_otel.otlp.writing import request_of
 from trifle_otel.span_data import SpanData
 
 

@@ -22,8 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from trifle_otel.otlp_json import MAX_DEPTH
-from trifle_otel.otlp_spans import (
+from trifle_otel.otlp.from_json import MAX_DEPTH
+from trifle_otel.otlp.spans import (
     JSON,
     PROTOBUF,
     MalformedRequest,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from otlp_servers import attributes_of
 
-from trifle_otel.otlp_spans import spans_of
-from trifle_otel.otlp_writing import batches_of, request_of
+from trifle_otel.otlp.spans import spans_of
+from trifle_otel.otlp.writing import batches_of, request_of
 from trifle_otel.span_data import KINDS, SpanData, SpanEvent, SpanLink
 
 TRACE, SPAN, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7"

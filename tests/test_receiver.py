@@ -54,12 +54,12 @@ from receiving import (
 
 import trifle_otel as trifle
 from trifle_otel import TraceRecord
-from trifle_otel.assemble import Assembler
 from trifle_otel.cli import main
 from trifle_otel.errors import ConfigurationError, StoreUnavailable
-from trifle_otel.intake import Intake
-from trifle_otel.otlp_receiver import make_intake
-from trifle_otel.request_journal import Journal
+from trifle_otel.executions.assemble import Assembler
+from trifle_otel.receiver.intake import Intake
+from trifle_otel.receiver.journal import Journal
+from trifle_otel.receiver.server import make_intake
 from trifle_otel.runtime import Troubles, runtime
 from trifle_otel.span_data import SpanData
 
@@ -630,7 +630,7 @@ def test_what_is_archived_in_memory_alone_stays_in_the_journal() -> None:
 
 def test_a_few_spans_that_wait_do_not_keep_all_that_came_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long job's spans, one in each request of many: they take little room, are not closed early, none is lost."""
-    monkeypatch.setattr("trifle_otel.intake.COMPACT_EVERY", 0.0)
+    monkeypatch.setattr("trifle_otel.receiver.intake.COMPACT_EVERY", 0.0)
     gate = Gate()
     gate.open.set()
     intake = intake_into(gate, max_waiting=30_000)

@@ -215,7 +215,7 @@ STALLS = {
 
 def test_clients_that_stall_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is closed in time, with an answer where a request had begun, and others are served meanwhile."""
-    monkeypatch.setattr("trifle_otel.otlp_http.IDLE", 0.2)
+    monkeypatch.setattr("trifle_otel.receiver.over_http.IDLE", 0.2)
     with running(read_timeout=0.2) as receiver:
         stalled = {}
         for where, sent in STALLS.items():

@@ -22,11 +22,11 @@ from spans import Sdk, attributes, parent_id, span_id
 
 import trifle_otel as trifle
 from trifle_otel import Archive, Entry, TraceRecord
-from trifle_otel.archived_spans import PREVIEWS, ArchivedTrace, Extent
 from trifle_otel.encoding import encode_part, encode_record
 from trifle_otel.errors import TrifleError, UsageError
-from trifle_otel.otlp_writing import request_of
-from trifle_otel.replay import Replay, Report, replay
+from trifle_otel.otlp.writing import request_of
+from trifle_otel.replaying.replay import Replay, Report, replay
+from trifle_otel.replaying.spans import PREVIEWS, ArchivedTrace, Extent
 from trifle_otel.testing import START, sample_record
 
 SECOND = 1_000_000_000
@@ -620,8 +620,8 @@ def replaying(archive: Archive, server: OtlpServer, **options: Any) -> Any:
     """A replay whose report can be seen while it runs."""
     from contextlib import contextmanager
 
-    from trifle_otel.otlp_endpoint import endpoint_of
-    from trifle_otel.otlp_sending import Sender
+    from trifle_otel.otlp.endpoint import endpoint_of
+    from trifle_otel.otlp.sending import Sender
 
     @contextmanager
     def begin() -> Iterator[Replay]:
@@ -670,7 +670,7 @@ class Taker:
 
     def send(self, request: Any) -> Any:
         """Take a request."""
-        from trifle_otel.otlp_sending import Answer
+        from trifle_otel.otlp.sending import Answer
 
         self.came.append((self.time.now, sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans)))
         return Answer()

@@ -10,10 +10,10 @@ pytest.importorskip("opentelemetry.proto")
 
 from receiving import SECOND, START, body_of, span_of
 
-from trifle_otel import request_claims
-from trifle_otel.otlp_spans import PROTOBUF, parse_request, spans_of
-from trifle_otel.request_claims import Claims
-from trifle_otel.request_journal import Entry, Journal
+from trifle_otel.otlp.spans import PROTOBUF, parse_request, spans_of
+from trifle_otel.receiver import claims as request_claims
+from trifle_otel.receiver.claims import Claims
+from trifle_otel.receiver.journal import Entry, Journal
 from trifle_otel.span_data import SpanData
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifle_otel import request_journal
-from trifle_otel.request_journal import Entry, Journal
+from trifle_otel.receiver import journal as request_journal
+from trifle_otel.receiver.journal import Entry, Journal
 
 
 def opened(root: Path) -> Journal:

@@ -29,10 +29,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
 from trifle_otel import span_data
-from trifle_otel.assemble import Assembler, Execution
 from trifle_otel.configuration import runtime_into
 from trifle_otel.errors import ConfigurationError
-from trifle_otel.executions import archive as archive_execution
+from trifle_otel.executions.archiving import archive as archive_execution
+from trifle_otel.executions.assemble import Assembler, Execution
 from trifle_otel.recording import open_recordings
 from trifle_otel.runtime import Runtime, runtime
 from trifle_otel.span_data import SpanData, SpanEvent, SpanLink

@@ -17,7 +17,7 @@ from trifle_otel.errors import UsageError
 from trifle_otel.runtime import runtime
 
 if TYPE_CHECKING:
-    from trifle_otel.importing import Import
+    from trifle_otel.executions.importing import Import
 
 FLUSH_TIMEOUT = 60.0  # seconds
 MOST_COMPLAINTS = 20  # about lines of one file
@@ -35,7 +35,7 @@ def import_files(*files: str, retention: int | None = None, place: Place | None 
     retention
         Days that the traces are kept, from when they began [default: TRIFLE_RETENTION, else 7].
     """
-    from trifle_otel.importing import Import
+    from trifle_otel.executions.importing import Import
 
     if not files:
         raise UsageError("no file is named")
@@ -75,7 +75,7 @@ def _tell(work: Import, files: int, retention: object) -> None:
 
 def _read(path: str, work: Import) -> int:
     """Read one file; gives how much of it could not be read: lines, spans, or all of it."""
-    from trifle_otel.otlp_files import OtlpFile
+    from trifle_otel.otlp.files import OtlpFile
 
     complaints = _Complaints(path)
     try:

@@ -15,7 +15,7 @@ from trifle_otel.errors import MissingDependency
 from trifle_otel.runtime import runtime
 
 if TYPE_CHECKING:
-    from trifle_otel.otlp_receiver import Receiver
+    from trifle_otel.receiver.server import Receiver
 
 _Secret = Annotated[str | None, Parameter(env_var="TRIFLE_TOKEN", show_default=False)]
 
@@ -71,7 +71,7 @@ def receive(
         Seconds that a client may take for each part of a request.
     """
     try:
-        from trifle_otel.otlp_receiver import ReceiverSettings, serve
+        from trifle_otel.receiver.server import ReceiverSettings, serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("trifle_otel"):
             raise

@@ -20,8 +20,8 @@ from trifle_otel.queries import MAX_LIMIT
 from trifle_otel.records import RUNNING, Page, TraceRecord
 
 if TYPE_CHECKING:
-    from trifle_otel.otlp_endpoint import Endpoint
-    from trifle_otel.replay import Report
+    from trifle_otel.otlp.endpoint import Endpoint
+    from trifle_otel.replaying.replay import Report
 
 MOST_COMPLAINTS = 20
 
@@ -157,9 +157,9 @@ def replay(
     dry_run
         Only say what would be sent.
     """
-    from trifle_otel.otlp_endpoint import MOST_BYTES, endpoint_of
-    from trifle_otel.otlp_sending import Sender
-    from trifle_otel.replay import Replay
+    from trifle_otel.otlp.endpoint import MOST_BYTES, endpoint_of
+    from trifle_otel.otlp.sending import Sender
+    from trifle_otel.replaying.replay import Replay
 
     target = endpoint_of(endpoint, protocol, configuration.otlp_variables())
     with opened(place) as archive, contextlib.ExitStack() as stack:

@@ -6,7 +6,6 @@ forks it has.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -130,8 +129,7 @@ class _Traced:
 def _put(run: Any, run_coroutine: Any) -> None:
     """Have APScheduler's modules call these; those that are not loaded yet take them from `base`."""
     for name in _MODULES:
-        path = f"apscheduler.executors.{name}"
-        module = importlib.import_module(path) if name == "base" else sys.modules.get(path)
+        module = sys.modules.get(f"apscheduler.executors.{name}")
         if module is not None and hasattr(module, "run_job"):
             module.run_job = run  # type: ignore[attr-defined]
             if hasattr(module, "run_coroutine_job"):

@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from trifle_otel.errors import TrifleError
-from trifle_otel.otlp_spans import JSON
+from trifle_otel.otlp.spans import JSON
 
 
 class Reason(NamedTuple):

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, cast
 
 from trifle_otel.errors import UsageError
-from trifle_otel.otlp_spans import JSON, MalformedRequest, parse_request, spans_of
+from trifle_otel.otlp.spans import JSON, MalformedRequest, parse_request, spans_of
 from trifle_otel.span_data import SpanData
 from trifle_otel.strict_json import parse_quickly
 

@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from trifle_otel.errors import TrifleError, UsageError
-from trifle_otel.otlp_endpoint import GRPC, Endpoint
+from trifle_otel.otlp.endpoint import GRPC, Endpoint
 
 if TYPE_CHECKING:
     import requests

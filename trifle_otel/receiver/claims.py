@@ -11,8 +11,8 @@ from typing import Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from trifle_otel.otlp_spans import PROTOBUF, parse_request
-from trifle_otel.request_journal import Entry, Journal
+from trifle_otel.otlp.spans import PROTOBUF, parse_request
+from trifle_otel.receiver.journal import Entry, Journal
 from trifle_otel.span_data import SpanData
 
 SPARSE: Final = 4

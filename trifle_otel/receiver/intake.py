@@ -28,8 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from trifle_otel.otlp_answers import BUSY, MALFORMED, UNAVAILABLE, UNSUPPORTED, Reason, Refused, accepted
-from trifle_otel.otlp_spans import (
+from trifle_otel.otlp.spans import (
     PROTOBUF,
     MalformedRequest,
     UnsupportedContent,
@@ -37,9 +36,10 @@ from trifle_otel.otlp_spans import (
     parse_request,
     spans_of,
 )
-from trifle_otel.receiver_metrics import ReceiverMetrics
-from trifle_otel.request_claims import Claims, Places
-from trifle_otel.request_journal import Entry, Journal
+from trifle_otel.receiver.answers import BUSY, MALFORMED, UNAVAILABLE, UNSUPPORTED, Reason, Refused, accepted
+from trifle_otel.receiver.claims import Claims, Places
+from trifle_otel.receiver.journal import Entry, Journal
+from trifle_otel.receiver.metrics import ReceiverMetrics
 from trifle_otel.runtime import Troubles
 from trifle_otel.span_data import SpanData
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from trifle_otel.otlp_answers import BUSY, MALFORMED, STALLED, Reason, Refused, retry_info, status_of
-from trifle_otel.otlp_bodies import RETRY_SOON, looks_compressed
-from trifle_otel.otlp_http import Gate, Take
-from trifle_otel.otlp_spans import PROTOBUF
+from trifle_otel.otlp.spans import PROTOBUF
+from trifle_otel.receiver.answers import BUSY, MALFORMED, STALLED, Reason, Refused, retry_info, status_of
+from trifle_otel.receiver.bodies import RETRY_SOON, looks_compressed
+from trifle_otel.receiver.over_http import Gate, Take
 
 EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

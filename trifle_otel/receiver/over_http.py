@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import h11
 
-from trifle_otel.otlp_answers import (
+from trifle_otel.otlp.spans import JSON, MalformedRequest, encoding_of
+from trifle_otel.receiver.answers import (
     MALFORMED,
     NOT_FOUND,
     STALLED,
@@ -29,8 +30,7 @@ from trifle_otel.otlp_answers import (
     encoded,
     status_of,
 )
-from trifle_otel.otlp_bodies import RETRY_SOON, Budget, is_compressed, too_large
-from trifle_otel.otlp_spans import JSON, MalformedRequest, encoding_of
+from trifle_otel.receiver.bodies import RETRY_SOON, Budget, is_compressed, too_large
 
 TRACES: Final = "/v1/traces"
 HEALTH: Final = "/health"

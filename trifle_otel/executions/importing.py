@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from trifle_otel.assemble import Assembler, Execution
-from trifle_otel.executions import archive
+from trifle_otel.executions.archiving import archive
+from trifle_otel.executions.assemble import Assembler, Execution
 from trifle_otel.runtime import Runtime
 from trifle_otel.span_data import SpanData
 

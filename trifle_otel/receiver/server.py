@@ -22,17 +22,17 @@ from typing import Any, Final
 
 import grpc
 
-from trifle_otel import executions
-from trifle_otel.assemble import Assembler, Execution
 from trifle_otel.delivery import Delivery
 from trifle_otel.errors import ConfigurationError, UsageError
-from trifle_otel.intake import Intake
-from trifle_otel.otlp_answers import FAULTY, Reason, Refused, encoded
-from trifle_otel.otlp_bodies import Budget, inflated
-from trifle_otel.otlp_grpc import GRPCServer
-from trifle_otel.otlp_http import Gate, HTTPServer
-from trifle_otel.otlp_spans import encoding_of
-from trifle_otel.request_journal import Journal
+from trifle_otel.executions import archiving as executions
+from trifle_otel.executions.assemble import Assembler, Execution
+from trifle_otel.otlp.spans import encoding_of
+from trifle_otel.receiver.answers import FAULTY, Reason, Refused, encoded
+from trifle_otel.receiver.bodies import Budget, inflated
+from trifle_otel.receiver.intake import Intake
+from trifle_otel.receiver.journal import Journal
+from trifle_otel.receiver.over_grpc import GRPCServer
+from trifle_otel.receiver.over_http import Gate, HTTPServer
 from trifle_otel.runtime import Runtime
 
 logger = logging.getLogger("trifle_otel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from trifle_otel.otlp_answers import BUSY, MALFORMED, TOO_LARGE, UNSUPPORTED, Refused
+from trifle_otel.receiver.answers import BUSY, MALFORMED, TOO_LARGE, UNSUPPORTED, Refused
 
 RETRY_SOON: Final = 1  # seconds
 

@@ -13,10 +13,10 @@ from hashlib import sha256
 from typing import Any, Final
 
 from trifle_otel import conventions as names
-from trifle_otel.assemble import OURS, Execution, Origin
 from trifle_otel.encoding import clean_text
-from trifle_otel.execution_keys import key_of
-from trifle_otel.execution_lines import has_failed, lines_of, mend_times, outcome
+from trifle_otel.executions.assemble import OURS, Execution, Origin
+from trifle_otel.executions.keys import key_of
+from trifle_otel.executions.lines import has_failed, lines_of, mend_times, outcome
 from trifle_otel.recording import TEXT, Frame, Line, Recording, plain_context
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.redaction import Redactor

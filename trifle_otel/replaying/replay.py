@@ -16,12 +16,12 @@ from typing import Protocol
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from trifle_otel.archive import Archive
-from trifle_otel.archived_spans import PREVIEWS, ArchivedTrace, Extent
 from trifle_otel.errors import UsageError
-from trifle_otel.otlp_endpoint import GRPC, MOST_BYTES, endpoint_of
-from trifle_otel.otlp_sending import Answer, RequestRefused, Sender
-from trifle_otel.otlp_writing import Batch, batches_of, request_of
+from trifle_otel.otlp.endpoint import GRPC, MOST_BYTES, endpoint_of
+from trifle_otel.otlp.sending import Answer, RequestRefused, Sender
+from trifle_otel.otlp.writing import Batch, batches_of, request_of
 from trifle_otel.records import TraceRecord
+from trifle_otel.replaying.spans import PREVIEWS, ArchivedTrace, Extent
 from trifle_otel.span_data import SpanData
 
 MOST_SPANS = 512

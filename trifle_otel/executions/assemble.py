@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count, islice
 from typing import Any, Final
 
-from trifle_otel.fragments import (
+from trifle_otel.executions.fragments import (
     KEPT_ROOTS,
     NO_SPAN,
     Closed,

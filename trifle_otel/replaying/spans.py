@@ -16,10 +16,10 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from trifle_otel import conventions as names
-from trifle_otel.archived_lines import SHORT, ArchivedLines, Read
 from trifle_otel.live_spans import short_name
 from trifle_otel.outline import Block
 from trifle_otel.records import ERROR, SUCCESS, Entry, TraceRecord
+from trifle_otel.replaying.lines import SHORT, ArchivedLines, Read
 from trifle_otel.span_data import FAILED, INTERNAL, KINDS, UNSET, SpanData, SpanEvent, SpanLink
 from trifle_otel.span_events import (
     MAX_STATE,

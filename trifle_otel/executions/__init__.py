@@ -1,0 +1,1 @@
+"""Executions made of finished spans: put together, named, and archived as traces."""

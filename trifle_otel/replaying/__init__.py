@@ -1,0 +1,1 @@
+"""Archived traces as spans again, sent to an OTLP endpoint."""
