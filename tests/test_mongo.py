@@ -470,6 +470,7 @@ index.close()
 """
 
 
+@pytest.mark.slow  # FerretDB takes a quarter of a minute for it
 def test_two_processes_put_at_once(server: servers.FerretDB, index: MongoIndex, collection: Any) -> None:
     """Two processes that make the collection and put the same and other references at once lose nothing."""
     command = [sys.executable, "-c", PUTTER, f"{server.url()}?collection={collection.name}"]
