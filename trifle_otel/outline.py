@@ -85,7 +85,7 @@ class Outline:
 
 def outline(entries: Sequence[Entry]) -> Outline:
     """The blocks of a trace, given all its entries in their order. Any entries give an outline: it never raises."""
-    by_span = _BySpan(entries)
+    by_span = _BySpan()
     by_level = _ByLevel(entries)
     found = Outline()
     for place, entry in enumerate(entries):
@@ -97,7 +97,7 @@ def outline(entries: Sequence[Entry]) -> Outline:
     for place, owner in enumerate(found.owners):
         if owner is None:
             found.lines.append(place)
-        elif place not in (owner.opened, owner.closed, owner.result):
+        elif place != owner.opened and place != owner.closed and place != owner.result:
             owner.lines.append(place)
     return found
 
@@ -105,35 +105,23 @@ def outline(entries: Sequence[Entry]) -> Outline:
 class _BySpan:
     """Pairing by the id of the block that each entry carries."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.openings = _openings(entries)
+    def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
+        self.seen: set[str] = set()  # spans that no entry has opened so far: traces' own, where none does later
 
     def take(self, place: int, entry: Entry, found: Outline) -> None:
         span = entry.span or ""
-        if self.openings.get(span) == place:
-            # Only a block that was opened before can be around this one: parents never run in a circle.
-            block = _open(place, entry, self.blocks.get(_parent(entry)), found)
-            self.blocks[span] = block
-            return
         known = self.blocks.get(span)
-        found.owners.append(known)
-        if known is not None and entry.level == known.level and "level" in entry.stored:
-            _end(known, place, entry)
-
-
-def _openings(entries: Sequence[Entry]) -> dict[str, int]:
-    """For each span the entry that opens its block; spans without one are traces' own."""
-    openings: dict[str, int] = {}
-    seen: set[str] = set()
-    for place, entry in enumerate(entries):
-        span = entry.span
-        if span is None or span in openings:
-            continue
-        if "parent" in entry.stored or (span not in seen and entry.message.endswith(OPENED)):
-            openings[span] = place
-        seen.add(span)
-    return openings
+        if known is not None:
+            found.owners.append(known)
+            if entry.level == known.level and "level" in entry.stored:
+                _end(known, place, entry)
+        elif "parent" in entry.stored or (span not in self.seen and entry.message.endswith(OPENED)):
+            # Only a block that was opened before can be around this one: parents never run in a circle.
+            self.blocks[span] = _open(place, entry, self.blocks.get(_parent(entry)), found)
+        else:
+            self.seen.add(span)
+            found.owners.append(None)
 
 
 def _parent(entry: Entry) -> str:
@@ -209,6 +197,8 @@ class _ByLevel:
 
 def _demote(found: Outline, entries: Sequence[Entry]) -> None:
     """Make lines of what only looks like an opening: nothing is in it and it never ends, yet more follows."""
+    if not any(entries[block.opened].span is None for block in found.blocks):
+        return
     holding = {owner for place, owner in enumerate(found.owners) if owner is not None and owner.opened != place}
     holding.update(block.parent for block in found.blocks if block.parent is not None)
     last = len(found.owners) - 1

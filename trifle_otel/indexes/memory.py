@@ -8,10 +8,12 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 from trifle_otel.indexes.contract import Index, supersedes
 from trifle_otel.records import Query, TraceRecord
+from trifle_otel.tallies import MOST, SLOTS, Tally, tally_records
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -19,6 +21,8 @@ _MICROSECOND = timedelta(microseconds=1)
 
 class MemoryIndex(Index):
     """Records in a dict, gone with the object."""
+
+    tallied = MOST
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _records
@@ -45,6 +49,12 @@ class MemoryIndex(Index):
         with self._lock:
             records = list(self._records.values())
         return heapq.nlargest(query.limit, (each for each in records if _matches(each, query)), key=_order)
+
+    def tally(self, query: Query, *, slots: int = SLOTS, most: int | None = None) -> Tally:
+        """Count the newest traces that match."""
+        most = self.tallied if most is None else most
+        records = self.search(replace(query, limit=most, after=None))
+        return tally_records(records, slots, partial=len(records) == most)
 
     def delete(self, references: Sequence[str]) -> None:
         """Forget these records."""

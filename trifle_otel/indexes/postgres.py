@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
@@ -27,10 +27,11 @@ except ImportError as error:  # the package, or the library that it loads
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable, TrifleError
 from trifle_otel.indexes import remote
 from trifle_otel.indexes.contract import Index, latest
-from trifle_otel.indexes.postgres_table import Look, Rows, Table, search
+from trifle_otel.indexes.postgres_table import Look, Rows, Table, search, tally
 from trifle_otel.indexes.remote import CONNECT_SECONDS, STATEMENT_SECONDS, Buckets, logger
 from trifle_otel.records import RUNNING, Query, TraceRecord
 from trifle_otel.strict_json import clean_text
+from trifle_otel.tallies import MOST, SLOTS, WIDTHS, Cell, Tally, tally_of
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -99,6 +100,7 @@ class PostgresIndex(Index):
     """
 
     remote = True
+    tallied = MOST
 
     def __init__(self, url: str, *, table: str = TABLE, buckets: Sequence[str] = ()) -> None:
         if not _TABLE_NAME.fullmatch(table):
@@ -137,6 +139,20 @@ class PostgresIndex(Index):
     def search(self, query: Query) -> list[TraceRecord]:
         """The newest records that match."""
         return self._read(lambda rows: search(rows, query))
+
+    def tally(self, query: Query, *, slots: int = SLOTS, most: int | None = None) -> Tally:
+        """Count the newest traces that match, in one statement."""
+        most = self.tallied if most is None else most
+
+        def count(connection: _Connection) -> list[Any]:
+            return connection.execute(*tally(self._known(connection), query, slots, most)).fetchall()
+
+        found = self._call(count)
+        if not found:
+            return Tally(WIDTHS[0], {})
+        cells = [Cell(*row[2:]) for row in found]
+        oldest = min(row[1] for row in found).astimezone(timezone.utc)
+        return tally_of(cells, found[0][0], oldest, partial=sum(cell.traces for cell in cells) == most)
 
     def delete(self, references: Sequence[str]) -> None:
         """Forget these records."""

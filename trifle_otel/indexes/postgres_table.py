@@ -1,4 +1,4 @@
-"""The table of the PostgreSQL index: its shape, how records become rows, and how a search is said in SQL.
+"""The table of the PostgreSQL index: its shape, how records become rows, how a search and a tally are said in SQL.
 
 Connections, and what errors mean, are `postgres`'s business.
 """
@@ -6,6 +6,7 @@ Connections, and what errors mean, are `postgres`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from trifle_otel.errors import ConfigurationError
 from trifle_otel.indexes.remote import Buckets, time_of
 from trifle_otel.records import Query, TraceRecord
 from trifle_otel.strict_json import clean_text, format_time, to_json
+from trifle_otel.tallies import LONGEST_DURATION, MOST_ENTRIES, SHIFT, WIDTHS
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -61,6 +63,26 @@ _LONGEST_STATE = 32
 _LARGE = 128 * 2**20  # bytes of a table on which making an index would hold up writers for seconds
 _MAX = {"bigint": 2**63 - 1, "integer": 2**31 - 1}
 _PART_BYTES = 8 * 2**20
+
+_DIGITS = " ".join(
+    f"WHEN duration < {100 * length} THEN duration / {length} * {length}"
+    for length in (10**power for power in range(14))
+)
+_COUNTED = (
+    f"SELECT first_at, floor(extract(epoch FROM first_at))::bigint + {SHIFT} AS second, state,"
+    f" CASE WHEN duration < 0 THEN 0 {_DIGITS} ELSE {LONGEST_DURATION // 10**13 * 10**13} END AS duration,"
+    f" greatest(0, least(length, {MOST_ENTRIES})) AS length"
+)
+_TALLY = f"""
+WITH found AS MATERIALIZED ({{}}),
+period AS (SELECT min(second) AS oldest, max(second) AS newest FROM found),
+width AS (
+    SELECT coalesce(min(width), {WIDTHS[-1]}) AS width FROM (VALUES {", ".join(f"({width})" for width in WIDTHS)})
+        AS widths (width), period WHERE newest / width - oldest / width < %s
+)
+SELECT width, min(first_at), second / width, state, duration, count(*), sum(length)::bigint
+FROM found, width GROUP BY width, second / width, state, duration
+"""
 
 # By bytes, not by the database's language: the order of a search is the same in every index. Within one
 # microsecond this sorts anew what the index has in the language's order, which is next to nothing.
@@ -168,6 +190,7 @@ class Rows:
         names += self._bucket_columns
         self.insert = _insert(table, names)
         self.select = _sql("SELECT {} FROM {}").format(_listed(names), table.identifier)
+        self.count = _sql(f"{_COUNTED} FROM {{}}").format(table.identifier)
 
     def parts(self, records: Iterable[TraceRecord]) -> Iterator[str]:
         """What is bound to `insert`: JSON arrays of some megabytes at most, where no record alone is larger."""
@@ -232,10 +255,20 @@ class Rows:
 
 def search(rows: Rows, query: Query) -> tuple[sql.Composed, list[Any]]:
     """The statement of a search, and what is bound to it."""
+    where, values = _where(query)
+    return sql.SQL(" ").join([rows.select, where, _ORDER]), [*values, query.limit]
+
+
+def tally(rows: Rows, query: Query, slots: int, most: int) -> tuple[sql.Composed, list[Any]]:
+    """The statement that counts what a search finds, and what is bound to it: rows of width, oldest time, `Cell`."""
+    where, values = _where(replace(query, after=None))
+    return _sql(_TALLY).format(sql.SQL(" ").join([rows.count, where, _ORDER])), [*values, most, slots]
+
+
+def _where(query: Query) -> tuple[sql.SQL, list[Any]]:
     conditions = list(_conditions(query))
     where = _sql(f"WHERE {' AND '.join(text for text, _ in conditions)}" if conditions else "")
-    values = [value for _, bound in conditions for value in bound]
-    return sql.SQL(" ").join([rows.select, where, _ORDER]), [*values, query.limit]
+    return where, [value for _, bound in conditions for value in bound]
 
 
 _Condition = tuple[str, list[Any]]

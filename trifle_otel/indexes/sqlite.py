@@ -18,9 +18,10 @@ from typing import NamedTuple
 from trifle_otel.errors import DamagedArchive, StoreUnavailable
 from trifle_otel.indexes import sqlite_rows as rows
 from trifle_otel.indexes.contract import Index, latest
-from trifle_otel.indexes.sqlite_search import search
+from trifle_otel.indexes.sqlite_search import search, tally
 from trifle_otel.records import Query, TraceRecord
 from trifle_otel.strict_json import clean_text
+from trifle_otel.tallies import MOST, SLOTS, WIDTHS, Tally
 
 _PRAGMAS = (
     "PRAGMA synchronous = NORMAL",  # against the death of the process, not of the machine: as everywhere, no fsync
@@ -46,6 +47,8 @@ class SQLiteIndex(Index):
         path: the file; made, with its folder, when first written to. Reading one that is not there finds nothing.
         timeout: seconds to wait for another process's lock before `StoreUnavailable`.
     """
+
+    tallied = MOST
 
     def __init__(self, path: Path, *, timeout: float = 5.0) -> None:
         self.path = Path(path)
@@ -84,6 +87,13 @@ class SQLiteIndex(Index):
         """The newest records that match."""
         with self._reading() as connection:
             return search(connection, query) if connection else []
+
+    def tally(self, query: Query, *, slots: int = SLOTS, most: int | None = None) -> Tally:
+        """Count the newest traces that match, in one statement."""
+        with self._reading() as connection:
+            if connection is None:
+                return Tally(WIDTHS[0], {})
+            return tally(connection, query, slots, self.tallied if most is None else most)
 
     def delete(self, references: Sequence[str]) -> None:
         """Forget these records."""

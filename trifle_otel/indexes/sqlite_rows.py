@@ -206,10 +206,10 @@ def record_of(row: Sequence[Any]) -> TraceRecord:
         counters=_value(counters),
         length=length,
         parts=parts,
-        first_at=_time(first_at),
-        last_at=_time(last_at),
+        first_at=time_of(first_at),
+        last_at=time_of(last_at),
         retention=retention,
-        expires_at=_time(expires_at),
+        expires_at=time_of(expires_at),
         bucket_name=bucket_name,
     )
 
@@ -281,7 +281,8 @@ def _tag_word(tag: str) -> str:
     return word("tag", tag)
 
 
-def _time(value: int) -> datetime:
+def time_of(value: int) -> datetime:
+    """The time that is stored as Unix time in whole microseconds."""
     return _EPOCH + timedelta(microseconds=value)
 
 

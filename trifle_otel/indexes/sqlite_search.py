@@ -1,4 +1,4 @@
-"""How a search goes through the tables of the SQLite index.
+"""How a search goes through the tables of the SQLite index, and how what it finds is counted.
 
 The words of all that is asked for make one expression; SQLite walks through the lists of their
 traces at once, newest first, and skips in each what the others do not have. Nothing large is
@@ -10,12 +10,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
 from trifle_otel.indexes import sqlite_rows as rows
 from trifle_otel.records import Query, TraceRecord
 from trifle_otel.strict_json import clean_text
+from trifle_otel.tallies import LONGEST_DURATION, MOST_ENTRIES, SHIFT, WIDTHS, Cell, Tally, tally_of
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
@@ -23,11 +25,31 @@ _WITHIN = (
     "t.id BETWEEN ? AND ? AND t.first_at >= ? AND (t.first_at, t.reference) < (?, ?) AND t.duration >= ? "
     "ORDER BY t.id DESC"
 )
-_ALL = f"SELECT t.id, t.first_at, t.reference FROM traces AS t WHERE {_WITHIN}"
+_FOUND = "SELECT t.id, t.first_at, t.reference"
+_ALL = f"{_FOUND} FROM traces AS t WHERE {_WITHIN}"
 # CROSS JOIN keeps SQLite from beginning with the other table.
 _LABELLED = (
-    "SELECT t.id, t.first_at, t.reference FROM labels CROSS JOIN traces AS t ON t.id = labels.rowid "
+    f"{_FOUND} FROM labels CROSS JOIN traces AS t ON t.id = labels.rowid "
     f"WHERE labels MATCH ? AND {_WITHIN.replace('t.id', 'labels.rowid')}"
+)
+
+_DIGITS = " ".join(
+    f"WHEN t.duration < {100 * length} THEN t.duration / {length} * {length}"
+    for length in (10**power for power in range(14))
+)
+_COUNTED = (
+    f"SELECT t.first_at / 1000000 + {SHIFT} - (t.first_at % 1000000 < 0) AS second, t.first_at AS first_at,"
+    f" t.state AS state, CASE WHEN t.duration < 0 THEN 0 {_DIGITS} ELSE {LONGEST_DURATION // 10**13 * 10**13} END"
+    f" AS duration, max(0, min(t.length, {MOST_ENTRIES})) AS length"
+)
+_TALLY = (
+    "WITH found AS MATERIALIZED ({found} LIMIT ?), "
+    "period AS (SELECT min(second) AS oldest, max(second) AS newest FROM found), "
+    f"width AS (SELECT coalesce(min(column1), {WIDTHS[-1]}) AS width"
+    f" FROM (VALUES {', '.join(f'({width})' for width in WIDTHS)}), period"
+    " WHERE newest / column1 - oldest / column1 < ?) "
+    "SELECT width, min(first_at), second / width AS slot, state, duration, count(*), sum(length) "
+    "FROM found, width GROUP BY slot, state, duration"
 )
 
 
@@ -54,6 +76,23 @@ def search(connection: sqlite3.Connection, query: Query) -> list[TraceRecord]:
                 if len(found) == query.limit:
                     break
     return found
+
+
+def tally(connection: sqlite3.Connection, query: Query, slots: int, most: int) -> Tally:
+    """The newest records that match, counted. The caller holds a read transaction.
+
+    Here the words alone are compared: of all values that a search may ask for, one in a billion shares its own.
+    """
+    expression = _expression(query)
+    bounds = _bounds(replace(query, after=None))
+    found = (_LABELLED if expression else _ALL).replace(_FOUND, _COUNTED, 1)
+    values = [*([expression] if expression else []), *bounds, most, slots]
+    rows_found = connection.execute(_TALLY.format(found=found), values).fetchall()
+    if not rows_found:
+        return Tally(WIDTHS[0], {})
+    oldest = rows.time_of(min(row[1] for row in rows_found))
+    cells = [Cell(*row[2:]) for row in rows_found]
+    return tally_of(cells, rows_found[0][0], oldest, partial=sum(cell.traces for cell in cells) == most)
 
 
 def _references(connection: sqlite3.Connection, query: Query) -> Generator[str, None, None]:
