@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets the servers that tests need and that no Python package brings: PostgreSQL and Redis (Debian's packages) and
-# FerretDB, which speaks MongoDB's protocol over SQLite (built from Go modules). What is there already stays.
+# Gets the servers that tests need and that no Python package brings: PostgreSQL, Redis, RabbitMQ and
+# Chromium (Debian's packages), axe-core (from npm), and FerretDB, which speaks MongoDB's protocol over SQLite (built
+# from Go modules). What is there already stays.
 #
-# Needs apt-get and root for the ones (or their programs in place), and Go 1.22 or later for the other.
+# Needs apt-get and root for the ones (or their programs in place), npm, and Go 1.22 or later for the other.
 #
 #   TRIFLE_TOOLS=/some/folder tests/build_servers.sh     where to put programs (~/.cache/trifle_otel/bin)
 set -euo pipefail
@@ -21,6 +22,29 @@ if ! command -v redis-server >/dev/null; then
     echo "installing Redis"
     apt-get update -q >/dev/null
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends redis-server >/dev/null
+fi
+
+if ! compgen -G '/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server' >/dev/null; then
+    echo "installing RabbitMQ"
+    apt-get update -q >/dev/null
+    # its package would start it, which nobody needs here
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends rabbitmq-server >/dev/null
+fi
+
+if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then
+    echo "installing Chromium"
+    apt-get update -q >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium fonts-dejavu-core >/dev/null
+fi
+
+axe=4.14.1
+if [ ! -f "$tools/axe-core-$axe.js" ]; then
+    echo "fetching axe-core $axe"
+    work=$(mktemp -d "${TMPDIR:-/tmp}/trifle-axe.XXXXXX")
+    (cd "$work" && npm pack --silent "axe-core@$axe" >/dev/null && tar -xzf "axe-core-$axe.tgz" package/axe.min.js)
+    mkdir -p "$tools"
+    mv "$work/package/axe.min.js" "$tools/axe-core-$axe.js"
+    rm -rf "$work"
 fi
 
 if [ ! -x "$program" ]; then

@@ -1,0 +1,200 @@
+// What makes the viewer handier: keys, pages that follow what runs, folding at once. Reading needs none of it.
+"use strict";
+
+(() => {
+  const $ = (selector, from = document) => from.querySelector(selector);
+  const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
+  const changed = new Set(); // names of what somebody folded or unfolded
+
+  // What a block, or the value of a line, is called: it is known again by it when the page comes anew.
+  function name(details) {
+    return details.id || details.dataset.fold || details.closest(".ln")?.id;
+  }
+
+  // Lines are made visible when one is led to them, however deep they are folded.
+  function reveal(line) {
+    for (let block = line.parentElement?.closest("details"); block; block = block.parentElement?.closest("details")) {
+      block.open = true;
+    }
+  }
+
+  function toAnchor() {
+    if (!/^#L\d+$/.test(location.hash)) return;
+    const line = document.getElementById(location.hash.slice(1));
+    if (!line) return;
+    reveal(line);
+    line.scrollIntoView({ block: "center", behavior: "instant" });
+  }
+
+  function fold(open) {
+    for (const block of $$(".lines details.block")) {
+      block.open = open;
+      changed.add(name(block));
+    }
+    const link = $(".fold-all");
+    if (link) link.textContent = open ? "Fold all" : "Unfold all";
+  }
+
+  function isFolded() {
+    return $$(".lines details.block").every((block) => !block.open);
+  }
+
+  // The next or previous of some lines, as seen from the one that was gone to last.
+  function step(lines, by) {
+    if (!lines.length) return null;
+    const at = lines.findIndex((line) => line.classList.contains("is-found"));
+    const from = at >= 0 ? at + by : by > 0 ? nextBelow(lines) : lines.length - 1;
+    return lines[from] ?? null;
+  }
+
+  function nextBelow(lines) {
+    const target = $(":target");
+    if (target) {
+      const after = lines.findIndex((line) => target.compareDocumentPosition(line) & Node.DOCUMENT_POSITION_FOLLOWING);
+      if (after >= 0) return after;
+    }
+    return 0;
+  }
+
+  function goTo(line) {
+    for (const found of $$(".is-found")) found.classList.remove("is-found");
+    reveal(line);
+    line.classList.add("is-found");
+    line.scrollIntoView({ block: "center", behavior: "instant" });
+    $(".no", line)?.focus({ preventScroll: true });
+  }
+
+  function problems() {
+    return $$(".lines .ln.is-error, .lines .ln.is-warning").filter((line) => !line.matches(".closes, .around-row")).map(holder);
+  }
+
+  function holder(line) {
+    return line.closest("summary") ? line.closest(".blk") : line;
+  }
+
+  function follow(selector) {
+    $(selector)?.click();
+  }
+
+  const keys = {
+    s: () => $("#add")?.focus(),
+    "/": () => $("#q")?.focus(),
+    e: () => {
+      const line = step(problems(), 1);
+      line ? goTo(line) : follow(".to-error");
+    },
+    n: () => {
+      const line = step($$(".lines .match").map(holder), 1);
+      line ? goTo(line) : follow(".match-after");
+    },
+    p: () => {
+      const line = step($$(".lines .match").map(holder), -1);
+      line ? goTo(line) : follow(".match-before");
+    },
+    f: () => fold(isFolded()),
+    "[": () => follow('.pager a[rel="prev"]'),
+    "]": () => follow('.pager a[rel="next"]'),
+  };
+
+  function useKeys() {
+    const box = $("#keys-on");
+    const setting = "trifle-viewer-keys";
+    let on = true;
+    try {
+      on = localStorage.getItem(setting) !== "off";
+    } catch {} // no storage: keys are on
+    if (box) {
+      box.checked = on;
+      box.addEventListener("change", () => {
+        on = box.checked;
+        try {
+          localStorage.setItem(setting, on ? "on" : "off");
+        } catch {}
+      });
+    }
+    document.addEventListener("keydown", (event) => {
+      const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+      if (typing && event.key === "Escape") typing.blur();
+      if (!on || typing || event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
+      event.preventDefault();
+      keys[event.key]();
+    });
+  }
+
+  // Times in UTC, with the reader's own when pointed at.
+  function localTimes() {
+    for (const time of $$("time[datetime]:not([title])")) time.title = new Date(time.dateTime).toLocaleString();
+  }
+
+  // What is still open takes longer every second. The server's clock counts, not the reader's.
+  let ahead = 0;
+  function tick() {
+    for (const time of $$(".runs")) {
+      const seconds = Math.max(0, (Date.now() - ahead - Number(time.dataset.since)) / 1000);
+      time.textContent = `open, ${duration(seconds)}`;
+    }
+  }
+
+  function duration(seconds) {
+    if (seconds < 60) return `${seconds.toFixed(0)} s`;
+    const [whole, rest] = [Math.floor(seconds), (length) => Math.floor((seconds % (length * 60)) / length)];
+    return seconds < 3600 ? `${Math.floor(whole / 60)} min ${rest(1)} s` : `${Math.floor(whole / 3600)} h ${rest(60)} min`;
+  }
+
+  // A page about what runs is asked for again; the server says in few bytes when nothing has changed.
+  let etag = null;
+  async function refresh() {
+    const seconds = Number(document.body.dataset.refresh);
+    if (!seconds) return;
+    if (!document.hidden) {
+      try {
+        const response = await fetch(location.href.split("#")[0], { headers: etag ? { "If-None-Match": etag } : {}, cache: "no-store" });
+        const date = Date.parse(response.headers.get("date"));
+        if (date) ahead = Date.now() - date;
+        if (response.status === 200) {
+          etag = response.headers.get("etag");
+          replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+        }
+      } catch {} // out of reach now: it is tried again
+    }
+    setTimeout(refresh, seconds * 1000);
+  }
+
+  function replace(page) {
+    const [old, fresh] = [$("#live"), $("#live", page)];
+    if (!old || !fresh || old.contains($("input:focus, select:focus"))) return;
+    const states = new Map($$("details", old).map((block) => [name(block), block.open]));
+    const focused = document.activeElement?.closest?.("[id]")?.id;
+    const atEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 40;
+    old.replaceWith(document.adoptNode(fresh));
+    for (const block of $$("details", fresh)) if (changed.has(name(block))) block.open = states.get(name(block)) ?? block.open;
+    if (focused) $(`#${CSS.escape(focused)} .no`)?.focus({ preventScroll: true });
+    document.title = page.title;
+    document.body.dataset.refresh = page.body.dataset.refresh ?? "";
+    localTimes();
+    tick();
+    if (atEnd && $(".lines")) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+  }
+
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.(".fold-all")) {
+      event.preventDefault();
+      fold(isFolded());
+    }
+    const block = event.target.closest?.("summary")?.parentElement;
+    if (block && name(block)) changed.add(name(block));
+  });
+  // What is called a picture and is none: its name is there anyway.
+  function withoutBroken(picture) {
+    picture.closest(".picture").hidden = true;
+  }
+  document.addEventListener("error", (event) => event.target.matches?.(".picture img") && withoutBroken(event.target), true);
+  for (const picture of $$(".picture img")) if (picture.complete && !picture.naturalWidth) withoutBroken(picture);
+  addEventListener("hashchange", toAnchor);
+  useKeys();
+  localTimes();
+  toAnchor();
+  tick();
+  setInterval(tick, 1000);
+  refresh();
+})();

@@ -1,0 +1,290 @@
+"""One trace: what is known about it, and one page of its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from urllib.parse import quote
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from trifle_otel.errors import TrifleError
+from trifle_otel.records import ERROR, TraceRecord
+from trifle_otel.references import segments
+from trifle_otel.strict_json import to_json
+from trifle_otel.viewer import lines, neighbours, pretty
+from trifle_otel.viewer.shelf import Opened
+from trifle_otel.viewer.site import Site, etag, unless_known
+from trifle_otel.viewer.templates import page, short
+from trifle_otel.viewer.urls import Urls, urls_of
+from trifle_otel.wording import call, duration, visible
+
+ALL, OVERVIEW, PROBLEMS, MATCHES = "all", "overview", "problems", "matches"
+MOST_FIND = 200
+REFRESH_SECONDS = 2
+MOST_RELATED = 10
+MOST_ARTIFACTS = 50
+MOST_TAGS = 100
+MOST_ARGUMENTS = 2_000
+MOST_VALUE = 50_000
+"""Characters of the arguments in the title, and of a value that a record holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a trace is asked for: a view, a line, a text to find, whether blocks come folded."""
+
+    view: str
+    line: int | None
+    find: str
+    folded: bool
+
+    @classmethod
+    def of(cls, request: Request) -> Asked:
+        """What a request asks for; what makes no sense is left out."""
+        params = request.query_params
+        find = params.get("q", "").strip()[:MOST_FIND]
+        view = params.get("view", ALL)
+        if view not in (OVERVIEW, PROBLEMS) and not (view == MATCHES and find):
+            view = ALL
+        return cls(view, _line(params.get("line", "")), find, params.get("fold") == "1")
+
+    def params(self, **changes: str | int | None) -> dict[str, str | int | None]:
+        """The same as a query string has it, with changes."""
+        own: dict[str, str | int | None] = {
+            "view": None if self.view == ALL else self.view,
+            "q": self.find or None,
+            "fold": 1 if self.folded else None,
+        }
+        return {**own, **changes}
+
+
+def _line(text: str) -> int | None:
+    if text == "end":
+        return 10**12
+    return max(int(text), 1) if text.isascii() and text.isdigit() and len(text) <= 12 else None
+
+
+def trace_page(site: Site, request: Request) -> Response:
+    """The page."""
+    record = site.trace(request)
+    asked = Asked.of(request)
+    tag = etag(request.url.path, request.url.query, record, site.silent(record))
+    return unless_known(request, tag, lambda: _page(site, request, record, asked))
+
+
+def _page(site: Site, request: Request, record: TraceRecord, asked: Asked) -> Response:
+    trace = site.shelf.open(record)
+    urls = urls_of(request.scope)
+    matches = trace.matches(asked.find) if asked.find else []
+    if matches and asked.line is None and asked.view == ALL:
+        return RedirectResponse(urls.trace(record.reference, asked.params(), line=matches[0] + 1), 303)
+    places = _places(trace, asked, matches)
+    shown = lines.window(trace, places, line=asked.line, find=asked.find)
+    values = {
+        "record": record,
+        "trace": trace,
+        "asked": asked,
+        "silent": site.silent(record),
+        "refresh": None if record.finished else REFRESH_SECONDS,
+        "may_replay": site.settings.replay is not None and record.finished,
+        **_about(site, urls, record, trace),
+        **_navigation(urls, record, trace, asked, shown, matches),
+        "window": shown,
+    }
+    return page(request.scope, "trace.html", values)
+
+
+def _places(trace: Opened, asked: Asked, matches: Sequence[int]) -> Sequence[int]:
+    if asked.view == MATCHES:
+        return matches
+    return {ALL: trace.order, OVERVIEW: trace.overview, PROBLEMS: trace.problems}[asked.view]
+
+
+def _about(site: Site, urls: Urls, record: TraceRecord, trace: Opened) -> dict[str, object]:
+    """What is around the lines."""
+    others = site.archive.search(trace_id=record.trace_id, limit=MOST_RELATED + 1).records if record.trace_id else []
+    before = neighbours.before(site.archive, record)
+    names = segments(record.key)
+    crumbs = [(name.rpartition("/")[2], urls.list({"path": name})) for name in names]
+    return {
+        "title": short(call(record)),
+        "crumbs": crumbs,
+        "arguments": short(call(record).removeprefix(visible(record.key)), MOST_ARGUMENTS),
+        "took": duration(trace.duration_ns) if trace.duration_ns else "< 1 ms",
+        "tags": [(tag, urls.list({"tag": tag})) for tag in record.tags[:MOST_TAGS]],
+        "more_tags": max(len(record.tags) - MOST_TAGS, 0),
+        "meta": _value(record.meta),
+        "context": [(name, _value(value)) for name, value in record.context.items()],
+        "counters": _counters(record),
+        "links": [
+            (name, _filled(template, record, trace))
+            for name, template in site.settings.links.items()
+            if record.trace_id
+        ],
+        "others": [other for other in others if other.reference != record.reference][:MOST_RELATED],
+        "before": before,
+        "after": neighbours.after(site.archive, record),
+        "last_success": _last_success(site, record, before),
+        "artifacts": [(place + 1, trace.entries[place]) for place in trace.artifacts[:MOST_ARTIFACTS]],
+        "more_artifacts": max(len(trace.artifacts) - MOST_ARTIFACTS, 0),
+    }
+
+
+def _last_success(site: Site, record: TraceRecord, before: TraceRecord | None) -> TraceRecord | None:
+    """What a failed one is best compared with, where that is not the one before."""
+    if record.state != ERROR or before is None or before.state != ERROR:
+        return None
+    return neighbours.before(site.archive, record, state="success")
+
+
+def _navigation(
+    urls: Urls, record: TraceRecord, trace: Opened, asked: Asked, shown: lines.Window, matches: Sequence[int]
+) -> dict[str, object]:
+    """Where one can go from here within the trace."""
+    reference = record.reference
+    errors = sum(trace.entries[place].state == ERROR or _fails(trace, place) for place in trace.problems)
+    amounts = {ALL: len(trace.entries), OVERVIEW: None, PROBLEMS: len(trace.problems)}
+    names = {ALL: "All lines", OVERVIEW: "Overview", PROBLEMS: "Errors and warnings"}
+    views = [
+        (
+            name,
+            urls.trace(reference, asked.params(view=None if view == ALL else view, q=None)),
+            asked.view == view,
+            amounts[view],
+        )
+        for view, name in names.items()
+    ]
+    first = trace.first_error
+    return {
+        "views": views,
+        "errors": errors,
+        "first_error": None if first is None else urls.trace(reference, asked.params(view=None), line=first + 1),
+        "matches": _matches(urls, reference, asked, matches),
+        "pages": _pages(urls, reference, asked, shown),
+        "fold_url": urls.trace(reference, asked.params(fold=None if asked.folded else 1, line=asked.line)),
+        "line_url": lambda number: urls.trace(reference, line=number),
+        "whole_url": lambda number: urls.line(reference, number),
+        "self_url": urls.trace(reference, asked.params(line=asked.line)),
+    }
+
+
+def _fails(trace: Opened, place: int) -> bool:
+    block = trace.outline.opening(place)
+    return block is not None and block.state == ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was looked for: how often it is there, and where else."""
+
+    amount: int
+    here: int
+    before: str | None
+    after: str | None
+    only: str
+    everything: str
+    clear: str
+
+
+def _matches(urls: Urls, reference: str, asked: Asked, matches: Sequence[int]) -> Found | None:
+    if not asked.find:
+        return None
+    numbers = [place + 1 for place in matches]
+    current = asked.line or 0
+    here = next((index for index, number in enumerate(numbers) if number >= current), 0) if asked.line else -1
+    before = numbers[here - 1] if numbers and here > 0 else None
+    after = numbers[here + 1] if here + 1 < len(numbers) else None
+
+    def at(number: int | None) -> str | None:
+        return None if number is None else urls.trace(reference, asked.params(view=None), line=number)
+
+    return Found(
+        len(numbers),
+        here + 1,
+        at(before),
+        at(after),
+        urls.trace(reference, asked.params(view=MATCHES)),
+        urls.trace(reference, asked.params(view=None)),
+        urls.trace(reference, asked.params(view=None, q=None, line=asked.line)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The pages around the one that is shown."""
+
+    number: int
+    total: int
+    first: str | None
+    before: str | None
+    after: str | None
+    last: str | None
+
+
+def _pages(urls: Urls, reference: str, asked: Asked, shown: lines.Window) -> Pages | None:
+    if len(shown.starts) <= 1:
+        return None
+
+    def at(number: int) -> str | None:
+        if not 0 <= number < len(shown.starts) or number == shown.page:
+            return None
+        return urls.trace(reference, asked.params(line=shown.starts[number]))
+
+    last = len(shown.starts) - 1
+    return Pages(shown.page + 1, last + 1, at(0), at(shown.page - 1), at(shown.page + 1), at(last))
+
+
+def _counters(record: TraceRecord) -> list[tuple[str, str]]:
+    found = []
+    for name in ("states", "types"):
+        counted = record.counters.get(name)
+        if isinstance(counted, dict):
+            said = ", ".join(
+                f"{amount:,} {kind}" for kind, amount in counted.items() if isinstance(amount, int) and amount
+            )
+            found.append((name, said))
+    depth = record.counters.get("max_level")
+    if isinstance(depth, int):
+        found.append(("levels", f"{depth + 1}"))
+    return [(name, said) for name, said in found if said]
+
+
+def _value(value: object) -> Markup | str:
+    """A value out of a record, as a tree where it is large."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else to_json(value).decode()
+    if isinstance(value, str) or len(text) > MOST_VALUE:
+        return short(text, MOST_VALUE)
+    parsed = pretty.parse(text)
+    return text if parsed is None else pretty.html(parsed)
+
+
+def _filled(template: str, record: TraceRecord, trace: Opened) -> str:
+    start = datetime.fromtimestamp(0, timezone.utc)
+    begin = (record.first_at - start) // timedelta(milliseconds=1)
+    values = {
+        "trace_id": record.trace_id or "",
+        "span_id": record.span_id or "",
+        "reference": record.reference,
+        "key": record.key,
+        "start_ms": str(begin),
+        "end_ms": str(begin + trace.duration_ns // 1_000_000 + 1),
+    }
+    return template.format(**{name: quote(value, safe="") for name, value in values.items()})
+
+
+def replay(site: Site, request: Request) -> Response:
+    """Send the trace once more, and say what came of it."""
+    record = site.trace(request)
+    send = site.settings.replay
+    try:
+        told = send(record) if send else "This viewer may not do that."
+    except TrifleError as error:
+        told = f"It could not be sent: {error}"
+    values = {"title": "Sent once more", "told": told, "back": urls_of(request.scope).trace(record.reference)}
+    return page(request.scope, "message.html", values)
