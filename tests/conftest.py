@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import figures
 import pytest
 from hypothesis import settings
 
@@ -79,3 +80,11 @@ def server_missing() -> Callable[[str], NoReturn]:
         pytest.skip(f"{what} is not there")
 
     return missing
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the fault tests noted."""
+    if figures.noted:
+        terminalreporter.section("figures of the faults")
+        for what, found in figures.noted:
+            terminalreporter.write_line(f"{what}: {found}")

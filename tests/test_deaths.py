@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import figures
 import pytest
 
 from trifle_otel import Archive
@@ -316,8 +317,11 @@ def test_kill_in_mid_work_loses_nothing_that_had_ended(tmp_path: Path, mode: str
 def test_fifty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Fifty times kill -9 at a random moment, in live and in deferred mode, into one archive each."""
     moments = random.Random(2026)
+    returned = 0
     for number in range(50):
         mode = ("live", "deferred")[number % 2]
         finished, archive = kill_in_mid_work(tmp_path / f"{mode}-{number}", mode, moments.uniform(0, 0.5))
         check_nothing_is_lost(finished, archive)
+        returned += len(finished)
         archive.close()
+    figures.note("kill -9 at 50 random moments", f"{returned:,} traces whose `with` had returned, none lost or doubled")
