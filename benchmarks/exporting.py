@@ -99,7 +99,11 @@ def _spans(size: int) -> list[ReadableSpan]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
     tracer = provider.get_tracer("shop")
-    request: dict[str, str | int] = {"http.request.method": "GET", "http.route": "/orders/{id}", "http.response.status_code": 200}
+    request: dict[str, str | int] = {
+        "http.request.method": "GET",
+        "http.route": "/orders/{id}",
+        "http.response.status_code": 200,
+    }
     statement = {"db.system.name": "postgresql", "db.query.text": "SELECT * FROM orders WHERE id = %s"}
     for _ in range(SPANS // size):
         with tracer.start_as_current_span("GET /orders/{id}", attributes=request):
