@@ -288,6 +288,30 @@ def test_a_wsgi_stream_is_recorded_to_its_end(archive: Archive) -> None:
     assert traces(archive) == {"http/GET/stream": ["Response 200", "part 0", "part 1", "part 2", "closed"]}
 
 
+def test_a_block_goes_on_from_one_part_of_a_wsgi_stream_to_the_next(archive: Archive) -> None:
+    """What is recorded behind a part is in the block that was open before it."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        with trifle.block("Rows"):
+            yield b"1"
+            trifle.trace("between")
+            yield b"2"
+
+    body: Any = wsgi.TraceMiddleware(app)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: None)
+    assert list(body) == [b"1", b"2"]
+    body.close()
+    assert trifle.flush(5)
+    (record,) = archive.search().records
+    assert [(entry.level, entry.message) for entry in archive.entries(record)][1:] == [
+        (0, "Response 200"),
+        (0, "Rows ↴"),
+        (1, "between"),
+        (0, "Rows ↵"),
+        (0, "↳ None"),
+    ]
+
+
 def test_a_wsgi_stream_that_nobody_wants_any_more(archive: Archive) -> None:
     """A client that goes away ends the trace, and what the body does about it is in it."""
     with flask_application().test_client() as client:

@@ -127,6 +127,7 @@ class _Body:
             self._attempt.fail(error)
             raise
         finally:
+            self._ours = get_current()  # with a block in it that goes on in the next step
             attach(before)
 
     def close(self) -> None:
