@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import calls, exporting, foreign, receiver, searches, shipping, traces, viewing
+from benchmarks import calls, exporting, foreign, frameworks, receiver, searches, shipping, traces, viewing
 from benchmarks.harness import Row, logging_cost, machine, table
 
-PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver", "viewing")
+PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver", "viewing", "frameworks")
 USUAL = ("calls", "foreign", "traces")
 """What needs no servers and takes two minutes."""
 
@@ -50,6 +50,7 @@ def _parts(given: argparse.Namespace) -> dict[str, Callable[[Path], Iterator[Row
         "exporting": exporting.rows,
         "viewing": lambda folder: viewing.rows(folder, given.records),
         "receiver": lambda folder: receiver.rows(folder, given.processes),
+        "frameworks": lambda folder: frameworks.rows(folder, given.processes * 3, given.traces // 10),
     }
 
 

@@ -6,12 +6,24 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace as otel
-from opentelemetry.context import get_current
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.trace import SpanKind
 from spans import Sdk, attributes, parent_id, span_id
 
 import trifle_otel as trifle
-from trifle_otel.integrations.attempts import Job, Options, default_key, inject, job_options, start
+from trifle_otel.integrations.attempts import (
+    PARENT,
+    ROOT,
+    Job,
+    Options,
+    because,
+    default_key,
+    end,
+    inject,
+    job_options,
+    running_job,
+    start,
+)
 from trifle_otel.runtime import runtime
 
 JOB = Job(
@@ -61,6 +73,7 @@ def test_a_job_of_plain_arguments_has_them_as_its_meta(sdk: Sdk) -> None:
         ("cancel", "revoked", "error", "Cancelled: revoked"),
         ("fail", None, "error", "The job failed"),
         ("fail", ValueError("no rate"), "error", "Exception: no rate"),
+        ("expected", KeyError("product"), "warning", "Expected: KeyError: 'product'"),
     ],
 )
 def test_how_an_attempt_ended_is_said(sdk: Sdk, end: str, argument: Any, state: str, line: str) -> None:
@@ -68,6 +81,19 @@ def test_how_an_attempt_ended_is_said(sdk: Sdk, end: str, argument: Any, state: 
     getattr(attempt(), end)(argument)
     assert sdk.record.state == state
     assert line in [entry.message for entry in sdk.entries]
+
+
+@pytest.mark.parametrize("end, state", [("retry", "warning"), ("cancel", "error")])
+def test_an_attempt_that_is_broken_off_may_say_where(sdk: Sdk, end: str, state: str) -> None:
+    """The traceback of what it was broken off for follows the line that says so."""
+    try:
+        raise ConnectionError("no answer")
+    except ConnectionError as error:
+        getattr(attempt(), end)("in 3 s", error)
+    assert sdk.record.state == state
+    line, traceback = list(sdk.entries)[1:]
+    assert line.message.endswith(": in 3 s")
+    assert (traceback.type, traceback.message.splitlines()[-1]) == ("raw", "ConnectionError: no answer")
 
 
 def test_only_the_first_end_counts(sdk: Sdk) -> None:
@@ -114,6 +140,59 @@ def test_a_context_that_is_there_is_not_put_in_again(sdk: Sdk) -> None:
     with sdk.provider.get_tracer("web").start_as_current_span("enqueue"):
         inject(headers)
     assert headers == {"traceparent": "theirs"}
+
+
+def test_an_attempt_whose_end_cannot_be_found_out_is_ended(sdk: Sdk) -> None:
+    """A framework that is not as we know it is no reason to leave a trace open; the fault is counted."""
+    one = attempt()
+    end(one, lambda: one.succeed(JOB.nothing_of_the_kind))  # type: ignore[attr-defined]
+    assert trifle.current() is None
+    assert sdk.record.state == "error"
+    assert runtime().troubles.counts["how an attempt at a job ended could not be found out"] == 1
+
+
+def test_a_message_names_the_job_that_sends_it(sdk: Sdk) -> None:
+    """And the first of its workflow, through traces that lie between; for frameworks that do not say so themselves."""
+    one = attempt(Job(system="rq", name="price", id="j2", root="j1"))
+    headers: dict[str, Any] = {}
+    with trifle.tracer("between", context={"job_id": "none of a framework"}):
+        assert running_job() == ("j2", "j1")
+        inject(headers, job_id="j3")
+    one.succeed()
+    assert (headers[PARENT], headers[ROOT]) == ("j2", "j1")
+    assert "traceparent" in headers
+    assert running_job() == (None, None)
+
+
+def test_what_a_job_sends_of_itself_stays_as_it_is(sdk: Sdk) -> None:
+    """A retry is no child of the attempt before it."""
+    one = attempt()
+    headers: dict[str, Any] = {}
+    inject(headers, job_id="j1")
+    one.retry()
+    assert headers == {}
+
+
+def test_what_a_job_left_running_still_names_it(sdk: Sdk) -> None:
+    """A thread that it started, say; what is sent from elsewhere names no job."""
+    one = attempt()
+    kept = one.within
+    one.succeed()
+    headers: dict[str, Any] = {}
+    inject(headers, job_id="j9")
+    assert headers == {}
+    token = attach(kept)
+    inject(headers, job_id="j9")
+    detach(token)
+    assert headers[PARENT] == headers[ROOT] == "j1"
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(None, "ValueError: no rate"), (0, "ValueError: no rate"), (60, "in 60 s: ValueError: no rate")]
+)
+def test_why_a_job_is_tried_again(seconds: float | None, text: str) -> None:
+    """Its exception, and the time until then where there is one."""
+    assert because(ValueError("no rate"), seconds) == text
 
 
 def test_options_choose_what_is_traced_and_how(sdk: Sdk) -> None:

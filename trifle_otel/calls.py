@@ -385,6 +385,11 @@ def shutdown(timeout: float = 5) -> bool:
     return True if sink is None else sink.shutdown(timeout)
 
 
+def prepare() -> None:
+    """Do what the first trace of a process does once, so that processes that are forked from it need not: 5 ms each."""
+    live_spans.service_of(runtime())
+
+
 def _block(
     frame: Frame | None, context: Context, message: Any, function: Callable[[], Any], state: str, head: bool
 ) -> Any:

@@ -38,7 +38,7 @@ logger = logging.getLogger("trifle_otel")
 
 PREFIX = "TRIFLE_"
 _IN_CODE_ALONE = {"context", "error_handler", "tracer_provider", "logger_provider"}
-_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS", "TRIFLE_TOKEN"}
+_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS", "TRIFLE_TOKEN", "TRIFLE_PAGER"}
 READ_WAIT = 2.0
 
 
@@ -167,6 +167,11 @@ def default_bump_every() -> float:
         return max(0.0, float(os.environ.get("TRIFLE_BUMP_EVERY") or ""))
     except ValueError:
         return Settings().bump_every
+
+
+def default_pager() -> str | None:
+    """The program that long output goes through: TRIFLE_PAGER, else PAGER; None where neither is set."""
+    return os.environ.get("TRIFLE_PAGER", os.environ.get("PAGER"))
 
 
 def otlp_variables() -> dict[str, str]:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -21,11 +22,18 @@ from opentelemetry.trace import SpanKind
 
 from trifle_otel.calls import tracer
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.recording import Recording, RootFrame, exception_text, put, traceback_text
+from trifle_otel.recording import FRAME, Frame, Recording, RootFrame, exception_text, put, traceback_text
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.runtime import runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PARENT: Final = "trifle-parent-id"
+"""The header with the id of the job that sent a message, for frameworks that do not say it themselves."""
+ROOT: Final = "trifle-root-id"
+"""The same of the first job of its workflow."""
+ATTEMPT: Final = "trifle-attempt"
+"""The header with the number of the attempt to come, likewise."""
 
 _OWN: Final = "__trifle_job__"
 _LOCAL: Final = re.compile(r"<[^>]*>")
@@ -143,8 +151,7 @@ class Attempt:
     def retry(self, why: object = None, error: BaseException | None = None) -> None:
         """The job is to be tried again, which is no failure; because of `error`, whose traceback is kept."""
         self.say(f"Retry: {why}" if why else "Retry", WARNING)
-        if error is not None and self._frame is not None:
-            put(self._frame, traceback_text(error), SUCCESS, _RAW)
+        self._trace_back(error)
         self._end(None)
 
     def ignore(self, why: object = None) -> None:
@@ -157,9 +164,10 @@ class Attempt:
         self.say(f"Rejected: {why}" if why else "Rejected", WARNING)
         self._end(None)
 
-    def cancel(self, why: object = None) -> None:
-        """The job was stopped from outside: revoked, cancelled, out of time."""
+    def cancel(self, why: object = None, error: BaseException | None = None) -> None:
+        """The job was stopped from outside: revoked, cancelled, out of time. The traceback of `error` says where."""
         self.say(f"Cancelled: {why}" if why else "Cancelled", ERROR)
+        self._trace_back(error)
         self._end(None)
 
     @property
@@ -189,6 +197,10 @@ class Attempt:
             put(frame, message, state, _TEXT)
             if state != SUCCESS:
                 frame.recording.set_state(state, frame)
+
+    def _trace_back(self, error: BaseException | None) -> None:
+        if error is not None and self._frame is not None:
+            put(self._frame, traceback_text(error), SUCCESS, _RAW)
 
     def _end(self, error: BaseException | None) -> None:
         frame, self._frame = self._frame, None
@@ -248,13 +260,57 @@ def begin(make: Callable[[bool], tracer], headers: Mapping[str, Any]) -> Attempt
     return Attempt(root, before, within)
 
 
-def inject(headers: MutableMapping[str, Any]) -> None:
-    """Put the current trace context into a message's headers, unless another instrumentation has. Never raises."""
+def inject(headers: MutableMapping[str, Any], *, job_id: str | None = None) -> None:
+    """Put the current trace context into a message's headers, unless another instrumentation has. Never raises.
+
+    With the id of the job that the message is for, the ids of the job that sends it and of the first of its workflow
+    go along, for frameworks that have none of their own. What a job sends again of itself stays as it is.
+    """
     try:
+        if job_id is not None:
+            parent, root = running_job()
+            if parent == job_id:
+                return
+            if parent is not None:
+                headers.update({PARENT: parent, ROOT: root or parent})
         if "traceparent" not in headers:
             propagate.inject(headers)
     except Exception as error:  # a propagator that raises, headers that cannot be changed: the job is enqueued
         runtime().troubles.report("a trace context could not be put into a message", error)
+
+
+def end(attempt: Attempt, how: Callable[[], None]) -> None:
+    """End an attempt by `how`, which asks the framework what became of it. Never raises, and always ends it."""
+    try:
+        how()
+    except Exception as error:  # a version of the framework that is not as we know it: the job is none the wiser
+        runtime().troubles.report("how an attempt at a job ended could not be found out", error)
+        attempt.fail(None)
+
+
+def running_job() -> tuple[str | None, str | None]:
+    """Ids of the job whose attempt runs here, and of the first of its workflow."""
+    frame = get_current().get(FRAME)
+    while isinstance(frame, Frame):
+        fields = frame.recording.context
+        if "job_system" in fields:
+            return fields.get("job_id"), fields.get("root_id")
+        root = getattr(frame.recording, "root", None)  # an ended trace has none
+        frame = None if root is None else root.before.get(FRAME)
+    return None, None
+
+
+def because(error: BaseException, seconds: float | None = None) -> str:
+    """Why, and in how many seconds, a job is tried again."""
+    text = f"{type(error).__name__}: {exception_text(error)}"
+    return f"in {seconds:g} s: {text}" if seconds else text
+
+
+def ship_before_exit() -> None:
+    """Ship what waits, in a process whose end calls no exit handlers, as those of `multiprocessing` do not."""
+    run, processes = runtime(), sys.modules.get("multiprocessing.process")
+    if run.sink is not None and processes is not None and processes.parent_process() is not None:
+        run.sink.flush(run.settings.exit_timeout)
 
 
 def _enqueuers(headers: Mapping[str, Any], context: Context) -> Context:
