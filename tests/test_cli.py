@@ -79,7 +79,7 @@ def run_in_terminal(columns: int, *arguments: str, **variables: str) -> list[str
     """The lines that a command prints on a terminal of that width."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    env = {**os.environ, "TERM": "xterm", **variables}
+    env = {**os.environ, "TERM": "xterm", "TRIFLE_PAGER": "", **variables}
     for name in {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"} - set(variables):
         env.pop(name, None)
     process = subprocess.Popen(command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=env)

@@ -107,7 +107,10 @@ def test_taskiq_app() -> None:
     ]
 
 
-@pytest.mark.parametrize("name, variable", [("arq_app.py", "REDIS_URL"), ("procrastinate_app.py", "DATABASE_URL")])
+@pytest.mark.parametrize(
+    "name, variable",
+    [("arq_app.py", "REDIS_URL"), ("rq_app.py", "REDIS_URL"), ("procrastinate_app.py", "DATABASE_URL")],
+)
 def test_what_needs_a_server_says_so(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is recorded, and the message says what to do."""
     monkeypatch.delenv(variable, raising=False)
@@ -115,6 +118,41 @@ def test_what_needs_a_server_says_so(name: str, variable: str, monkeypatch: pyte
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(f"python {name}")
     assert f"{variable}=" in done.stderr
+
+
+def test_dramatiq_app() -> None:
+    """Attempts are traces."""
+    assert archived("dramatiq_app.py") == [
+        *[("jobs/dramatiq_app/price", "success")] * 2,
+        *[("jobs/dramatiq_app/price", "warning")] * 2,
+        *[("shop/publish", "success")] * 2,
+    ]
+
+
+def test_huey_app() -> None:
+    """Attempts are traces."""
+    assert archived("huey_app.py") == [
+        *[("jobs/huey_app/price", "success")] * 2,
+        *[("jobs/huey_app/price", "warning")] * 2,
+        ("shop/campaign", "success"),
+        *[("shop/publish", "success")] * 2,
+    ]
+
+
+@slow
+def test_rq_app(server_missing: Callable[[str], NoReturn]) -> None:
+    """Against a real Redis."""
+    try:
+        server = servers.redis()
+    except servers.ServerMissingError as missing:
+        server_missing(str(missing))
+    assert archived("rq_app.py", REDIS_URL=f"redis://127.0.0.1:{server.port}") == [
+        ("jobs/rq_app/price", "error"),
+        ("jobs/rq_app/price", "success"),
+        ("jobs/rq_app/price", "warning"),
+        ("shop/campaign", "success"),
+        ("shop/publish", "success"),
+    ]
 
 
 @slow

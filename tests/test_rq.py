@@ -240,6 +240,12 @@ def test_a_result_that_cannot_be_sent_is_a_success(sdk: Sdk, queue: Queue, work:
     assert sdk.record.state == "success"
 
 
+def test_a_job_has_no_id_before_it_is_asked_for_one(queue: Queue) -> None:
+    """Where RQ insists on an explicit one it still does."""
+    with pytest.raises(ValueError, match="explicit job_id"):
+        queue.enqueue_job(RQJob.create(rq_jobs.add, connection=queue.connection), unique=True)
+
+
 def test_a_worker_of_another_kind_ends_attempts_too(sdk: Sdk, queue: Queue, work: Callable[[], None]) -> None:
     """Where a worker lets go of jobs in its own way, they end when it has performed them."""
 
@@ -472,6 +478,19 @@ def test_a_worker_brings_home_what_its_work_horses_leave(shop: Shop) -> None:
     shop.send("add", 1, 2)
     assert shop.record("add").meta == [1, 2]
     assert worker.stop() == 0
+
+
+@slow
+def test_a_pool_of_workers_ships_before_it_ends(shop: Shop) -> None:
+    """Its processes call no exit handlers."""
+    options = ["-w", WORKERS["simple"], "--config", "rq_jobs", "--url", shop.environment["JOBS_BROKER"]]
+    pool = shop.work("-m", "rq.cli", "worker-pool", shop.queue, "-n", "2", *options, ready=READY)
+    for number in range(6):
+        shop.send("hangs", f"hangs-{number}", 0)
+    for number in range(6):
+        shop.wait_for(f"hangs-{number}")
+    assert pool.stop() == 0
+    assert states(shop.records(6)) == ["success"] * 6
 
 
 @slow

@@ -117,6 +117,12 @@ def decode_part(data: bytes, *, compressed: bool, limit: int = MAX_PART_BYTES) -
     return _read_one_by_one(data[:MAX_SALVAGE_BYTES], damage)
 
 
+def unpack_part(data: bytes, *, limit: int = MAX_PART_BYTES) -> bytes | None:
+    """The JSON in a compressed part; None where it is truncated, broken or too large, of which `decode_part` tells."""
+    contents, damage = _decompress(data, limit)
+    return None if damage else contents
+
+
 def _decompress(data: bytes, limit: int) -> tuple[bytes, str]:
     """The first gzip member's contents; or as much as there is of them, and what is wrong."""
     reader = _decompressor()

@@ -6,12 +6,14 @@ No index is needed here. Decoding itself is `encoding`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 from trifle_otel import encoding
 from trifle_otel.errors import DamagedArchive, NotFound
 from trifle_otel.records import Entry, Folder
 from trifle_otel.stores.contract import Store
+
+_SMALL = 64 * 1024  # bytes
 
 
 class Entries(list[Entry]):
@@ -76,8 +78,14 @@ def _read_part(store: Store, folder: Folder, name: str | None, limit: int) -> li
     if name is None:
         raise NotFound("it is not there")
     with store.open(folder, name) as stream:
-        data = stream.read(limit + 1)
+        data = read_at_most(stream, limit + 1)
     return encoding.decode_part(data, compressed=name.endswith(".gz"), limit=limit)
+
+
+def read_at_most(stream: BinaryIO, limit: int) -> bytes:
+    """What a stream holds, up to `limit` bytes. A small file costs no memory for a large one, which takes its time."""
+    data = stream.read(min(_SMALL, limit))
+    return data + stream.read(limit - len(data)) if len(data) == _SMALL else data
 
 
 def _damage(folder: Folder, number: int, error: DamagedArchive | NotFound) -> DamagedArchive:

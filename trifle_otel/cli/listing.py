@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.cells import cell_len
 
 from trifle_otel.archive import Archive
-from trifle_otel.cli.options import Flag, Many, Place, opened
+from trifle_otel.cli.filters import Filters
+from trifle_otel.cli.options import Flag, Place, opened
+from trifle_otel.cli.pager import paged, print_json
 from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, fitted, state_label
-from trifle_otel.cli.visible import call, count, duration, json_line, visible, when, zone
+from trifle_otel.cli.visible import call, count, duration, visible, when, zone
 from trifle_otel.configuration import default_bump_every
 from trifle_otel.encoding import format_time, record_fields
 from trifle_otel.heartbeat import told
@@ -28,6 +31,7 @@ def list_traces(
     *,
     limit: int = 20,
     json: Flag = False,
+    no_pager: Flag = False,
     place: Place | None = None,
 ) -> int:
     """List the newest traces.
@@ -40,87 +44,59 @@ def list_traces(
         How many, at most 1,000.
     json
         Print one record a line, as JSON.
+    no_pager
+        Print long output as it is, on a terminal too.
     """
     with opened(place) as archive:
-        return _print(archive, archive.search(segment=segment, limit=limit).records, json)
+        return _print(archive, archive.search(segment=segment, limit=limit).records, json=json, no_pager=no_pager)
 
 
 def search(
     *,
-    segment: str | None = None,
-    tag: Many = None,
-    all_tags: Many = None,
-    state: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    min_duration: str | None = None,
-    trace_id: str | None = None,
+    filters: Filters | None = None,
     limit: int = 20,
     cursor: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Flag = False,
+    no_pager: Flag = False,
     place: Place | None = None,
 ) -> int:
     """Find traces for which all that is given holds, the newest first.
 
     Parameters
     ----------
-    segment
-        The key, or the path that it begins with (prices/landed).
-    tag
-        One of these tags; may be repeated.
-    all_tags
-        Every one of these tags; may be repeated.
-    state
-        running, success, warning or error.
-    since
-        Began at that time or later: ISO 8601, or how long ago (90s, 15m, 1h, 3d, 2w).
-    until
-        Began before that time.
-    min_duration
-        Took at least this long: milliseconds, or as in 250ms, 1.5s, 2m.
-    trace_id
-        OpenTelemetry's trace id, 32 hex digits.
     limit
         How many, at most 1,000.
     cursor
         Go on after the page that gave this cursor.
     json
         Print one record a line, as JSON.
+    no_pager
+        Print long output as it is, on a terminal too.
     """
     with opened(place) as archive:
-        page = archive.search(
-            segment=segment,
-            any_tags=tag or (),
-            all_tags=all_tags or (),
-            state=state,
-            since=since,
-            until=until,
-            min_duration=min_duration,
-            trace_id=trace_id,
-            limit=limit,
-            cursor=cursor,
-        )
-        code = _print(archive, page.records, json)
+        page = (filters or Filters()).page(archive, limit=limit, cursor=cursor)
+        code = _print(archive, page.records, json=json, no_pager=no_pager)
     if page.cursor:  # beside what is piped on
         sys.stdout.flush()
         complain(f"there may be more: --cursor {page.cursor}")
     return code
 
 
-def _print(archive: Archive, records: list[TraceRecord], json: bool) -> int:
+def _print(archive: Archive, records: list[TraceRecord], *, json: bool, no_pager: bool) -> int:
     """Print records. Gives the exit code."""
     if not records:
-        complain(_nothing(archive))
+        complain(nothing(archive))
         return 1
-    if json:
-        for record in records:
-            sys.stdout.buffer.write(json_line(record_fields(record)))
-    else:
-        table(Screen(), records)
+    with paged(no_pager) as output:
+        if json:
+            for record in records:
+                print_json(output, record_fields(record))
+        else:
+            table(Screen(output), records)
     return 0
 
 
-def _nothing(archive: Archive) -> str:
+def nothing(archive: Archive) -> str:
     """Why nothing was found: no trace matches, or the index knows of none though the store holds some."""
     if archive.search(limit=1).records:
         return "no trace matches"
@@ -133,12 +109,13 @@ def table(screen: Screen, records: Sequence[TraceRecord]) -> None:
     """Print records, one or two lines each."""
     if screen.width is not None and screen.width < ONE_LINE:
         for record in records:
-            _two_lines(screen, screen.width, record)
+            two_lines(screen, screen.width, record)
     else:
         _one_line_each(screen, records)
 
 
-def _two_lines(screen: Screen, width: int, record: TraceRecord) -> None:
+def two_lines(screen: Screen, width: int, record: TraceRecord) -> None:
+    """Print a record in two lines, for a terminal that is narrow."""
     amount = f"{_took(record):>8}  {count(record.length, 'line'):>10}"
     left = width - STATE_WIDTH - 2 * len(_GAP) - len(amount)
     screen.print(_state(record), _GAP, (fitted(call(record), left), "bold"), _GAP, amount)
@@ -152,29 +129,39 @@ def _two_lines(screen: Screen, width: int, record: TraceRecord) -> None:
 def _one_line_each(screen: Screen, records: Sequence[TraceRecord]) -> None:
     piped = screen.width is None
     started = "STARTED" if piped else f"STARTED ({zone(records[0].first_at)})"
-    rows = [("STATE", "KEY", started, "TOOK", "LINES", "TAGS", "REFERENCE")]
-    rows += [
-        (
-            _whole_state(record),
-            call(record),
-            format_time(record.first_at) if piped else when(record.first_at),
-            _took(record),
-            f"{record.length:,}",
-            _tags(record),
-            visible(record.reference),
-        )
-        for record in records
-    ]
+    rows: list[tuple[str, ...]] = [("STATE", "KEY", started, "TOOK", "LINES", "TAGS", "REFERENCE")]
+    rows += [cells_of(record, piped=piped) for record in records]
     widths = _widths(rows, screen.width)
     screen.print((_GAP.join(map(_cell, rows[0], widths, _RIGHT)), "dim"))
     for row, record in zip(rows[1:], records, strict=True):
-        cells = list(map(_cell, row, widths, _RIGHT))
-        style = STYLES.get(record.state, "") if row[0] == state_label(record.state) else STYLES[WARNING]
-        pieces: list[Piece | str] = [(cells[0], style), _GAP, (cells[1], "bold")]
-        pieces += [_GAP + _GAP.join(cells[2:5]) + _GAP, (cells[5], "dim"), _GAP, (cells[6], "cyan")]
-        screen.print(*pieces)
+        print_cells(screen, record, row, widths)
 
 
+def cells_of(record: TraceRecord, *, piped: bool) -> tuple[str, ...]:
+    """A record in the columns of the table."""
+    return (
+        _whole_state(record),
+        call(record),
+        format_time(record.first_at) if piped else when(record.first_at),
+        _took(record),
+        f"{record.length:,}",
+        _tags(record),
+        visible(record.reference),
+    )
+
+
+def print_cells(screen: Screen, record: TraceRecord, row: Sequence[str], widths: Sequence[int]) -> None:
+    """Print a record's columns in one line, each as wide as is given; in a pipe at least so."""
+    if screen.width is None:
+        widths = [max(width, cell_len(text)) for text, width in zip(row, widths, strict=True)]
+    cells = list(map(_cell, row, widths, _RIGHT))
+    style = STYLES.get(record.state, "") if row[0] == state_label(record.state) else STYLES[WARNING]
+    pieces: list[Piece | str] = [(cells[0], style), _GAP, (cells[1], "bold")]
+    pieces += [_GAP + _GAP.join(cells[2:5]) + _GAP, (cells[5], "dim"), _GAP, (cells[6], "cyan")]
+    screen.print(*pieces)
+
+
+_MOST_PIPED = 60  # cells that columns of a pipe are aligned within; one longer text moves its own line alone
 _RIGHT = (False, False, False, True, True, False, False)
 _KEY, _TAGS = 1, 5
 
@@ -185,10 +172,10 @@ def _cell(text: str, width: int, right: bool) -> str:
 
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int]:
     """The widths of columns: what each needs, the key's and the tags' less where it is too much."""
-    from rich.cells import cell_len
-
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    if width is not None:
+    if width is None:
+        widths = [min(each, _MOST_PIPED) for each in widths]
+    else:
         room = width - len(_GAP) * (len(widths) - 1) - sum(widths) + widths[_KEY] + widths[_TAGS]
         tags = min(widths[_TAGS], max(room - widths[_KEY], room * 2 // 5))
         widths[_TAGS] = max(tags, len("TAGS"))

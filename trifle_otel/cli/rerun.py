@@ -127,8 +127,16 @@ def _rq(call: Call, queue: Any) -> Any:
 def _dramatiq(call: Call, broker: Any) -> Any:
     from dramatiq import Message
 
+    actors = [actor for name, actor in broker.actors.items() if call.name in (name, f"{actor.fn.__module__}.{name}")]
+    if len(actors) != 1:
+        raise UsageError(f"Dramatiq knows no actor {call.name}; import its module where --app is defined")
+    (actor,) = actors
     message: Message[Any] = Message(
-        queue_name=call.queue or "default", actor_name=call.name, args=tuple(call.args), kwargs=call.kwargs, options={}
+        queue_name=call.queue or actor.queue_name,
+        actor_name=actor.actor_name,
+        args=tuple(call.args),
+        kwargs=call.kwargs,
+        options={},
     )
     return broker.enqueue(message).message_id
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from trifle_otel.archive import Archive
 from trifle_otel.cli.finding import resolve
 from trifle_otel.cli.options import Flag, Place, opened
+from trifle_otel.cli.pager import paged, print_json
 from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, state_label
 from trifle_otel.cli.visible import (
     call,
     compact,
     count,
     duration,
-    json_line,
     size,
     visible,
     visible_lines,
@@ -23,7 +26,7 @@ from trifle_otel.cli.visible import (
 )
 from trifle_otel.configuration import default_bump_every
 from trifle_otel.encoding import format_time, record_fields
-from trifle_otel.errors import NotFound
+from trifle_otel.errors import MissingDependency, NotFound, UsageError
 from trifle_otel.heartbeat import told
 from trifle_otel.outline import Block, Outline, outline
 from trifle_otel.reading import Entries
@@ -44,7 +47,9 @@ def show(
     *,
     full: Flag = False,
     artifact: str | None = None,
+    html: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Flag = False,
+    no_pager: Flag = False,
     place: Place | None = None,
 ) -> int:
     """Show one trace: what is known about it, then its lines, nested, with the time that each block took.
@@ -57,32 +62,40 @@ def show(
         Unfold long results and texts, those that are stored beside the trace too.
     artifact
         Print this artifact instead, as it is stored.
+    html
+        Write the trace to this file instead, as one page that needs nothing else; - for the standard output.
     json
         Print the record and then each entry as it is stored, one a line, as JSON.
+    no_pager
+        Print long output as it is, on a terminal too.
     """
+    if (artifact is not None) + (html is not None) + json > 1:
+        raise UsageError("of --artifact, --html and --json one can be given")
     with opened(place) as archive:
         record = resolve(archive, reference)
         if artifact is not None:
             return _print_artifact(archive, record, artifact)
         entries = archive.entries(record)
-        if json:
-            _print_json(record, entries)
-        else:
-            screen = Screen()
-            print_record(screen, record)
-            screen.print()
-            Lines(archive, record, entries, full=full).print(screen)
-        return _report(entries)
+        if html is not None:
+            try:
+                from trifle_otel.cli.report_html import write_report
+            except ModuleNotFoundError as error:
+                raise MissingDependency(f"{error.name} is not installed: pip install 'trifle-otel[cli]'") from error
+            write_report(archive, record, entries, html, full=full)
+            return report_damage(entries)
+        with paged(no_pager) as output:
+            if json:
+                for value in (record_fields(record), *(entry.stored for entry in entries)):
+                    print_json(output, value)
+            else:
+                screen = Screen(output)
+                print_record(screen, record)
+                screen.print()
+                Lines(archive, record, entries, full=full).print(screen)
+        return report_damage(entries)
 
 
-def _print_json(record: TraceRecord, entries: Entries) -> None:
-    write = sys.stdout.buffer.write
-    write(json_line(record_fields(record)))
-    for entry in entries:
-        write(json_line(entry.stored))
-
-
-def _report(entries: Entries) -> int:
+def report_damage(entries: Entries) -> int:
     """Name what could not be read. Gives the exit code."""
     sys.stdout.flush()
     for damage in entries.damaged:
@@ -130,14 +143,40 @@ def _counters(record: TraceRecord) -> str:
     return visible(text + f"; {count(record.parts, 'part')}")
 
 
+class Texts:
+    """What entries of a trace say, in lines: folded where they are long, or whole with `full`."""
+
+    def __init__(self, archive: Archive, record: TraceRecord, *, full: bool = False) -> None:
+        self.archive = archive
+        self.record = record
+        self.full = full
+
+    def of(self, entry: Entry) -> list[str]:
+        """What an entry says, harmless."""
+        if entry.type == "media":
+            return self._media(entry)
+        most = RESULT_FOLD if entry.type == "raw" and entry.message.startswith(RESULT) else TEXT_FOLD
+        return visible_lines(entry.message) if self.full else folded(entry.message, most)
+
+    def _media(self, entry: Entry) -> list[str]:
+        amount = "size unknown" if entry.size is None else size(entry.size)
+        if not is_offloaded(entry):
+            return [visible(f"artifact {entry.message} ({amount})")]
+        if not self.full:
+            return [f"… ({amount}, --full shows it)"]
+        try:
+            return visible_lines(self.archive.artifact(self.record, entry.message).decode(errors="backslashreplace"))
+        except NotFound as error:
+            complain(str(error))
+            return [visible(f"{entry.message} ({amount}) is missing")]
+
+
 class Lines:
     """The lines of a trace, ready to be printed one by one."""
 
     def __init__(self, archive: Archive, record: TraceRecord, entries: Entries, *, full: bool = False) -> None:
-        self.archive = archive
-        self.record = record
+        self.texts = Texts(archive, record, full=full)
         self.entries = entries
-        self.full = full
         self.outline: Outline = outline(entries)
         self.number_width = max(len(str(len(entries))), 3)
 
@@ -158,7 +197,7 @@ class Lines:
         if entry.type == "head":
             prefix.append((HEAD, style))
         hang = [(" " * sum(len(text) for text, _ in prefix), "")]
-        for line in self._text(entry):
+        for line in self.texts.of(entry):
             screen.wrap(prefix, line, style)
             prefix = hang
 
@@ -177,25 +216,6 @@ class Lines:
         if owner is not None and owner.result == place:
             return "green"
         return "dim" if entry.state == "debug" or (owner is not None and owner.closed == place) else ""
-
-    def _text(self, entry: Entry) -> list[str]:
-        """What an entry says, in the lines to be shown."""
-        if entry.type == "media":
-            return self._media(entry)
-        most = RESULT_FOLD if entry.type == "raw" and entry.message.startswith(RESULT) else TEXT_FOLD
-        return visible_lines(entry.message) if self.full else folded(entry.message, most)
-
-    def _media(self, entry: Entry) -> list[str]:
-        amount = "size unknown" if entry.size is None else size(entry.size)
-        if not is_offloaded(entry):
-            return [visible(f"artifact {entry.message} ({amount})")]
-        if not self.full:
-            return [f"… ({amount}, --full shows it)"]
-        try:
-            return visible_lines(self.archive.artifact(self.record, entry.message).decode(errors="backslashreplace"))
-        except NotFound as error:
-            complain(str(error))
-            return [visible(f"{entry.message} ({amount}) is missing")]
 
 
 def is_offloaded(entry: Entry) -> bool:

@@ -37,14 +37,15 @@ class Screen:
 
     Attributes:
         width: of the terminal, in cells; None where it is no terminal: then nothing is shortened or wrapped.
+        plain: whether there are no colours.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream if stream is not None else sys.stdout
         console = Console(file=self.stream)
         self.width = console.width if self.stream.isatty() else None
-        plain = console.no_color or console.color_system is None
-        self._colors = None if plain else ColorSystem.STANDARD  # the sixteen that the terminal's own theme fits
+        self.plain = console.no_color or console.color_system is None
+        self._colors = None if self.plain else ColorSystem.STANDARD  # the sixteen that the terminal's own theme fits
         self._styles: dict[str, Style] = {}
 
     def print(self, *pieces: Piece | str) -> None:
@@ -103,6 +104,12 @@ def fitted(text: str, width: int) -> str:
         text = text[: _fitting(text, 0, width - 1)] + "…" if width > 1 else "…"[:width]
         cells = cell_len(text)
     return text + " " * (width - cells)
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Cells in a row, and rows, of the terminal; None where the output is none, or one that cannot go back."""
+    console = Console(file=sys.stdout)
+    return None if not sys.stdout.isatty() or console.is_dumb_terminal else (console.width, console.height)
 
 
 def complain(message: str) -> None:

@@ -20,7 +20,19 @@ from typing import Any
 from opentelemetry.trace import SpanKind
 
 from trifle_otel.calls import prepare
-from trifle_otel.integrations.attempts import ATTEMPT, PARENT, ROOT, Attempt, Job, Options, because, end, inject, start
+from trifle_otel.integrations.attempts import (
+    ATTEMPT,
+    PARENT,
+    ROOT,
+    Attempt,
+    Job,
+    Options,
+    because,
+    end,
+    inject,
+    ship_before_exit,
+    start,
+)
 from trifle_otel.integrations.patching import Patches
 from trifle_otel.runtime import runtime
 
@@ -93,7 +105,7 @@ def uninstrument() -> None:
 def _create(theirs: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
     job = theirs(cls, *args, **kwargs)
     meta = {**job.meta}  # the enqueuer's own, which may serve for other jobs too
-    inject(meta, job_id=job.id)
+    inject(meta, job_id="")  # new, and its id is not to be asked for: RQ makes one up then
     job.meta = meta
     return job
 
@@ -108,7 +120,10 @@ def _retry(theirs: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
 def _work(theirs: Any, *args: Any, **kwargs: Any) -> Any:
     """A worker's main process: what it is set up with is its work-horses', and it ships what they leave behind."""
     prepare()
-    return theirs(*args, **kwargs)
+    try:
+        return theirs(*args, **kwargs)
+    finally:
+        ship_before_exit()  # one of a pool of workers
 
 
 def _perform_job(theirs: Any, worker: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
