@@ -1,8 +1,8 @@
-"""`grep` over payloads against `zgrep` over the same files, in turn: megabytes of JSON a second, start and index included.
+"""`grep` over payloads against `zgrep` over the same files, in turn: MB of JSON a second, start and index included.
 
 Two archives hold the lines of the demonstration job: one as it writes them, some 316 a trace; in the other
-each trace has a hundred thousand, in one part. Both commands run as processes of their own and print into a pipe. `zgrep`
-gives whole parts, since each is one line; ours gives the lines. The files are in the page cache for both.
+each trace has a hundred thousand, in one part. Both commands run as processes of their own and print into a pipe.
+`zgrep` gives whole parts, since each is one line; ours gives the lines. The files are in the page cache for both.
 """
 
 from __future__ import annotations
