@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST = 0.5
 """Of `zgrep`'s time, ours may take so much at most."""
 NEEDLE = "the needle in the hay 4711"
-TRACES, LONG_TRACES, LINES = 2_000, 24, 100_000
+TRACES, LONG_TRACES, LINES = 1_000, 24, 100_000
 _SEEDS = 250
 
 

@@ -14,10 +14,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import calls, exporting, foreign, frameworks, receiver, searches, shipping, traces, viewing
+from benchmarks import calls, exporting, foreign, frameworks, grepping, receiver, searches, shipping, traces, viewing
 from benchmarks.harness import Row, logging_cost, machine, table
 
-PARTS = ("calls", "foreign", "traces", "shipping", "searches", "exporting", "receiver", "viewing", "frameworks")
+PARTS = (
+    *("calls", "foreign", "traces", "shipping", "searches"),
+    *("exporting", "receiver", "viewing", "frameworks", "grepping"),
+)
 USUAL = ("calls", "foreign", "traces")
 """What needs no servers and takes two minutes."""
 
@@ -49,6 +52,7 @@ def _parts(given: argparse.Namespace) -> dict[str, Callable[[Path], Iterator[Row
         "searches": lambda folder: searches.rows(folder, given.records),
         "exporting": exporting.rows,
         "viewing": lambda folder: viewing.rows(folder, given.records),
+        "grepping": lambda folder: grepping.rows(folder, given.processes),
         "receiver": lambda folder: receiver.rows(folder, given.processes),
         "frameworks": lambda folder: frameworks.rows(folder, given.processes * 3, given.traces // 10),
     }

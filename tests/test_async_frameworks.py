@@ -15,7 +15,6 @@ import procrastinate
 import procrastinate.testing
 import pytest
 import servers
-import taskiq
 from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -24,6 +23,7 @@ from arq.connections import RedisSettings
 from spans import Sdk, parent_id, span_id
 from taskiq import InMemoryBroker, SimpleRetryMiddleware
 from taskiq.exceptions import NoResultError
+from taskiq.receiver import Receiver
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
@@ -387,4 +387,4 @@ def test_uninstrumented_frameworks_run_untraced(archive: Archive) -> None:
 
     assert run_taskiq(broker, price).return_value == 7
     assert records(archive) == []
-    assert taskiq.receiver.Receiver.run_task.__module__ == "taskiq.receiver.receiver"
+    assert Receiver.run_task.__module__ == "taskiq.receiver.receiver"

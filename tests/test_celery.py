@@ -459,6 +459,16 @@ def test_requests_that_are_odd_stop_no_task(sdk: Sdk, app: Shop) -> None:
     assert runtime().troubles.counts["an attempt at a job could not be traced"] == 1
 
 
+def test_an_end_that_is_odd_is_an_end(sdk: Sdk, app: Shop) -> None:
+    """Where it cannot be said what it was, the exception is recorded, and nothing stays current."""
+    error = Reject()
+    del error.reason
+    assert app.task(name="shop.job")(raising(error)).apply().state == "REJECTED"
+    assert sdk.record.state == "error"
+    assert trifle.current() is None
+    assert runtime().troubles.counts["how an attempt at a job ended could not be said"] == 1
+
+
 def test_without_configuration_tasks_run_as_they_did(app: Shop) -> None:
     """With neither an archive nor an SDK nothing is recorded."""
     assert app.task(name="shop.job")(seven).apply().get() == 7

@@ -872,6 +872,7 @@ def test_a_message_over_the_limit_becomes_an_artifact() -> None:
 
 def test_many_lines_are_kept_without_a_gap(archive: Archive) -> None:
     """A live trace that is filled without a pause is flushed in further parts, in order, long before its timer."""
+    number = 0
     with trifle.tracer("a/job") as job:
         for number in range(10_000_000):
             trifle.trace(str(number))

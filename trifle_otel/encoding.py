@@ -39,6 +39,7 @@ _CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}={0,2}", re.ASCII)
 _LAST = datetime.max.replace(tzinfo=timezone.utc)
 _GZIP = 31  # zlib's number for one gzip member; its header then has no file name and no time
 _STEP = 4096  # bytes
+_MOST_DEFLATED = 1032  # bytes that one may stand for
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LENIENT = json.JSONDecoder(parse_constant=lambda _: None)
 _NANOS = 1_000_000_000
@@ -125,14 +126,22 @@ def unpack_part(data: bytes, *, limit: int = MAX_PART_BYTES) -> bytes | None:
 
 def _decompress(data: bytes, limit: int) -> tuple[bytes, str]:
     """The first gzip member's contents; or as much as there is of them, and what is wrong."""
-    reader = _decompressor()
-    try:
-        contents: bytes = reader.decompress(data, limit + 1)
-    except Exception:  # isal's own error has no base class; zlib will say what is wrong
-        return _decompress_damaged(data, limit)
-    if reader.eof and len(contents) <= limit:
-        return contents, ""
+    told = _told_size(data)
+    for most in (told, limit) if 0 < told < limit else (limit,):
+        reader = _decompressor()
+        try:
+            contents: bytes = reader.decompress(data, most + 1)
+        except Exception:  # isal's own error has no base class; zlib will say what is wrong
+            break
+        if reader.eof and len(contents) <= limit:
+            return contents, ""
     return _decompress_damaged(data, limit)
+
+
+def _told_size(data: bytes) -> int:
+    """How many bytes a gzip member says that it holds, where it can: memory for just those is had in half the time."""
+    told = int.from_bytes(data[-4:], "little")
+    return told if told <= len(data) * _MOST_DEFLATED else 0
 
 
 def _decompress_damaged(data: bytes, limit: int) -> tuple[bytes, str]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from trifle_otel import encoding
 from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable, UsageError
+from trifle_otel.part_lines import Line, Lines
 from trifle_otel.patterns import Pattern
 from trifle_otel.reading import read_at_most, read_entries
-from trifle_otel.records import Entry, Folder, TraceRecord
+from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.stores.contract import OutOfReach, Store
 
 BATCH_LINES, BATCH_TRACES = 4_000, 32
@@ -170,21 +171,20 @@ class _Searcher:
             return encoding.unpack_part(read_at_most(stream, encoding.MAX_PART_BYTES))
 
     def _in_parts(self, found: Found, parts: Sequence[bytes]) -> bool:
-        """Search the parts, and parse those that may match. Gives whether all of those could be parsed."""
+        """Search the parts, and parse of those what may match. Gives whether all of that could be parsed."""
         media = _may_hold_media(found.record)
-        start, counted = 0, 0  # lines before the part that was counted last
-        for number, part in enumerate(parts):
-            found.size += len(part)
-            if not (self.pattern.may_be_in(part) or (media and self._holds_files(part))):
-                continue
-            try:
-                start += sum(_count(each) for each in parts[counted:number])
-                counted = number
-                entries = _decode(part)
-            except ValueError:
-                found.hits, found.size = [], 0
-                return False
-            self._in_entries(found, entries, start)
+        lines = Lines(found.record, parts)
+        try:
+            for number, part in enumerate(parts):
+                if media and self._holds_files(part):
+                    self._in_entries(found, lines.all(number))
+                elif self.pattern.may_be_in(part):
+                    places = self.pattern.places(part)
+                    self._in_entries(found, lines.all(number) if places is None else lines.at(number, places))
+        except ValueError:
+            found.hits = []
+            return False
+        found.size = sum(map(len, parts)) + found.size
         return True
 
     def _holds_files(self, part: bytes) -> bool:
@@ -196,11 +196,11 @@ class _Searcher:
         entries = read_entries(self.store, found.record.folder, found.record.parts)
         found.damaged += map(str, entries.damaged)
         found.size += sum(len(entry.message) for entry in entries)
-        self._in_entries(found, entries, 0)
+        self._in_entries(found, enumerate(entries, 1))
 
-    def _in_entries(self, found: Found, entries: Sequence[_Line], start: int) -> None:
+    def _in_entries(self, found: Found, entries: Iterable[tuple[int, Line]]) -> None:
         search = self.pattern.compiled.search
-        for number, entry in enumerate(entries, start + 1):
+        for number, entry in entries:
             message = entry.message
             if entry.type == "media":
                 self._in_media(found, number, entry)
@@ -209,7 +209,7 @@ class _Searcher:
             elif search(message):
                 found.hits.append(Hit(number, message, entry.state))
 
-    def _in_media(self, found: Found, number: int, entry: _Line) -> None:
+    def _in_media(self, found: Found, number: int, entry: Line) -> None:
         if entry.offloaded:
             lines = self._in_text(found, entry.message)
             found.hits += (Hit(number, line, entry.state) for _, line in lines)
@@ -248,58 +248,3 @@ def _may_hold_media(record: TraceRecord) -> bool:
     """Whether there may be files beside the lines: a trace that has ended was counted."""
     types = record.counters.get("types")
     return not (record.finished and isinstance(types, Mapping) and types.get("media") == 0)
-
-
-# --- What of an entry is looked at
-
-
-class _Line(Protocol):
-    @property
-    def message(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def offloaded(self) -> bool: ...
-
-
-def _decode_plainly(part: bytes) -> Sequence[_Line]:
-    """The entries of a part. Raises `ValueError` for what is not quite one."""
-    try:
-        return list(map(Entry, encoding.decode_part(part, compressed=False)))
-    except DamagedArchive as error:
-        raise ValueError(str(error)) from error
-
-
-def _count_plainly(part: bytes) -> int:
-    return len(_decode_plainly(part))
-
-
-_decode: Callable[[bytes], Sequence[_Line]] = _decode_plainly
-_count: Callable[[bytes], int] = _count_plainly
-
-try:
-    import msgspec
-except ImportError:
-    pass
-else:
-
-    class _Peek(msgspec.Struct, gc=False):
-        """What is needed of an entry; the rest is passed over, which takes a third of the time."""
-
-        message: str
-        state: str = ""
-        type: str = "text"
-        level: int | None = None
-
-        @property
-        def offloaded(self) -> bool:
-            """As of `Entry`."""
-            return self.type == "media" and self.level is not None and self.message.startswith("part_row_")
-
-    _decode = msgspec.json.Decoder(list[_Peek]).decode
-    _array = msgspec.json.Decoder(list[msgspec.Raw])
-
-    def _count(part: bytes) -> int:
-        return len(_array.decode(part))

@@ -19,8 +19,14 @@ _ESCAPE = re.compile(rb"\\u")  # plain text is found twice as fast
 _ESCAPED = re.compile(rb"\\u(?!00[01])")
 _ESCAPED_SLASH = re.compile(rb"\\/")
 # What Python takes for an `i`, a `k` or an `s` where capitals do not matter, beyond ASCII.
-_LIKE_ASCII = {"i": (b"\xc4\xb0", b"\xc4\xb1"), "k": (b"\xe2\x84\xaa",), "s": (b"\xc5\xbf",)}
+_LIKE_ASCII = {
+    "i": re.compile(b"\xc4[\xb0\xb1]"),
+    "k": re.compile(b"\xe2\x84\xaa"),
+    "s": re.compile(b"\xc5\xbf"),
+}
 _CLASSES = "dDsSwWbBAZnrtfva"
+LEAST_LITERAL = 3
+"""A shorter text is in so many places that it does not help to know them."""
 _UNCERTAIN = re.compile("[\0-\x1f\ud800-\udfff]")  # what JSON writes in more than one way, or not at all
 _NOT_ASCII = re.compile("[^ -\x7f]")
 _QUANTIFIER = re.compile(r"\{\d*,?\d*\}")
@@ -68,27 +74,34 @@ class Pattern:
         return re.compile(re.escape(self.literal.encode()))
 
     @cached_property
-    def _strangers(self) -> list[bytes]:
-        """Bytes of letters beyond ASCII that match one of the literal's."""
-        if not self.ignore_case:
-            return []
-        return [each for letter, found in _LIKE_ASCII.items() if letter in self.literal for each in found]
+    def _strangers(self) -> list[re.Pattern[bytes]]:
+        """What finds letters beyond ASCII that match one of the literal's."""
+        return [found for letter, found in _LIKE_ASCII.items() if self.ignore_case and letter in self.literal]
 
     def may_be_in(self, part: bytes) -> bool:
         """Whether a line of this part, which is JSON, may match. False is certain."""
         if not self.literal:
             return True
-        if self._in_json.search(part.lower() if self.ignore_case else part):
-            return True
+        return bool(self._in_json.search(part.lower() if self.ignore_case else part)) or self._hides(part)
+
+    def _hides(self, part: bytes) -> bool:
+        """Whether a part may hold the literal in other letters than those that are looked for."""
         if (_ESCAPE.search(part) and _ESCAPED.search(part)) or ("/" in self.literal and _ESCAPED_SLASH.search(part)):
             return True
-        return any(stranger in part for stranger in self._strangers)
+        return any(stranger.search(part) for stranger in self._strangers)
+
+    def places(self, part: bytes) -> list[int] | None:
+        """Where in a part each line has something that may match, in their order; None where it may be anywhere."""
+        if len(self.literal) < LEAST_LITERAL or self._hides(part):
+            return None
+        lower = part.lower() if self.ignore_case else part
+        return [found.start() for found in self._in_json.finditer(lower)]
 
     def may_be_in_text(self, text: bytes) -> bool:
         """The same of a plain text in UTF-8."""
         if not self.literal or self._in_text.search(text.lower() if self.ignore_case else text):
             return True
-        return any(stranger in text for stranger in self._strangers)
+        return any(stranger.search(text) for stranger in self._strangers)
 
     def lines(self, message: str) -> list[str]:
         """The lines of a message that match, as they are."""

@@ -229,13 +229,15 @@ def _fitting(widths: list[int], width: int | None) -> list[int]:
     shown = list(range(1, len(widths)))
     if width is None:
         return shown
-    for column in (*_DROPPED, 0):
-        rest = width - sum(len(_GAP) + widths[at] for at in shown)
-        if rest >= min(widths[0], LEAST_NAME) or not column:
-            break
-        shown.remove(column)
-    widths[0] = min(widths[0], max(rest, LEAST_NAME))
+    dropped = list(_DROPPED)
+    while dropped and width - _taken(widths, shown) < min(widths[0], LEAST_NAME):
+        shown.remove(dropped.pop(0))
+    widths[0] = min(widths[0], max(width - _taken(widths, shown), LEAST_NAME))
     return shown
+
+
+def _taken(widths: list[int], columns: list[int]) -> int:
+    return sum(len(_GAP) + widths[column] for column in columns)
 
 
 def _cells(row: Row) -> list[str]:

@@ -28,9 +28,7 @@ try:
 except ImportError as missing:
     from trifle_otel.errors import MissingDependency
 
-    raise MissingDependency(
-        f"tracing Celery's tasks needs Celery: pip install 'trifle-otel[celery]' ({missing})"
-    ) from (missing)
+    raise MissingDependency(f"this traces Celery's tasks: pip install 'trifle-otel[celery]' ({missing})") from missing
 
 HOUSEKEEPING: Final = frozenset({"celery.backend_cleanup", "celery.chord_unlock"})
 """Tasks of Celery's own that poll and tidy up: traced only where `select` says so."""
@@ -191,13 +189,20 @@ def _more(request: Any, delivery: Any) -> dict[str, Any]:
 
 
 def _ends(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
-    attempt = _attempts.pop(task.request, None)
+    request = getattr(task, "request", None)
+    attempt = None if request is None else _attempts.pop(request, None)
     if attempt is None:
         return
     if state == states.SUCCESS:
         attempt.succeed(retval)
-    else:  # no state: it leaves through Celery, as SystemExit does
-        _ends_with(attempt, retval if isinstance(retval, BaseException) else sys.exc_info()[1], task)
+        return
+    # without a state it leaves through Celery, as SystemExit does
+    error = retval if isinstance(retval, BaseException) else sys.exc_info()[1]
+    try:
+        _ends_with(attempt, error, task)
+    except Exception as fault:  # a task's or an exception's own attributes may be anything
+        runtime().troubles.report("how an attempt at a job ended could not be said", fault)
+        attempt.fail(error)
 
 
 def _ends_with(attempt: Attempt, error: BaseException | None, task: Any) -> None:
