@@ -30,6 +30,7 @@ from trifle_otel.encoding import encode_part, record_fields
 from trifle_otel.errors import StoreUnavailable
 from trifle_otel.records import RUNNING, TraceRecord
 
+README = Path(__file__).parent.parent / "README.md"
 YESTERDAY, TODAY, FAILED, FULL, HOSTILE, LIVE, LONG = (f"01KTEST{number:019}" for number in (1, 2, 3, 50, 60, 70, 90))
 
 
@@ -604,6 +605,26 @@ def test_json_is_utf_8_whatever_the_terminal_has(read: Run, monkeypatch: pytest.
     assert isinstance(raw, io.BytesIO)
     first = raw.getvalue().splitlines()[0]
     assert json.loads(first.decode("utf-8"))["left"]["reference"] == YESTERDAY
+
+
+def test_columns_of_a_pipe_are_aligned_within_reason(run: Run, own_folder: Path) -> None:
+    """Nothing is cut there, and one very long key moves the columns of its own line alone."""
+    with Archive.open("./traces") as made:
+        Trace("short", number=1, minutes_ago=1).store(made)
+        Trace("x" * 190, number=2).store(made)
+    head, wide, narrow = run("ls").out.splitlines()
+    assert "x" * 190 in wide
+    assert len(narrow) < 160
+    assert head.index("STARTED") == narrow.index("2026-11-24")
+
+
+def test_the_readme_names_every_command() -> None:
+    """Its table has a row for each command, and for nothing else."""
+    from trifle_otel.cli.app import make_app
+
+    section = README.read_text("utf-8").split("## Commands\n")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `([a-z]+)", section, re.MULTILINE)
+    assert sorted(named) == sorted(name for name in make_app() if not name.startswith("-"))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
