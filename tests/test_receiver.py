@@ -327,7 +327,8 @@ def certificates(tmp_path: Path, server_missing: Callable[[str], NoReturn]) -> P
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 wants an authority to say so
+    openssl("req", "-x509", *curve, *usage, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
     for name in ("server", "client"):
         alternative = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key")

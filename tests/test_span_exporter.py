@@ -478,11 +478,12 @@ def test_its_own_work_is_not_traced(apps: Apps) -> None:
 def test_a_forked_child_begins_with_nothing(apps: Apps) -> None:
     """What the parent had is archived by the parent, once; what the child does, by the child."""
     code = """
-import os, sys
+import os, sys, warnings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from trifle_otel import TrifleSpanExporter
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: a process with threads forks
 provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(TrifleSpanExporter("./traces")))
 tracer = provider.get_tracer("app")

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from opentelemetry.context import Context
+
 from trifle_otel.integrations.attempts import Attempt
 from trifle_otel.otel_context import attach, get_current
 from trifle_otel.records import WARNING
@@ -32,15 +34,18 @@ def trace_to_its_end(response: Any, attempt: Attempt) -> None:
 
 
 class _Inside:
-    """A context manager in which the trace is current, or what the body has made current in it."""
+    """A context manager in which the trace is current, or what the body has made current in it.
+
+    It may be entered within itself: what closes a response may take a last step of its body.
+    """
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self._ours = attempt.within
-        self._theirs = self._ours
+        self._theirs: list[Context] = []
 
     def __enter__(self) -> None:
-        self._theirs = get_current()
+        self._theirs.append(get_current())
         attach(self._ours)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -55,7 +60,7 @@ class _Inside:
             else:
                 self._ours = get_current()
         finally:
-            attach(self._theirs)
+            attach(self._theirs.pop())
 
 
 class Body(Iterator[bytes]):
