@@ -34,8 +34,9 @@ class Clock:
         thread = threading.Thread(target=self._run, name="trifle-clock", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # at the interpreter's end
-            troubles.report("the clock thread could not be started", error)
+        except RuntimeError as error:
+            if "shutdown" not in str(error):  # the interpreter's end, when a trace has not long to run
+                troubles.report("the clock thread could not be started", error)
 
     def begin(self) -> None:
         """A trace begins: from now on there is something to watch."""

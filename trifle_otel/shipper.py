@@ -172,7 +172,8 @@ class Shipper:
         except RuntimeError as error:  # at the interpreter's end: what waits is for the next process
             self._thread = None
             self._adopting = False
-            self.troubles.report("the background thread could not be started", error)
+            if self.spool is None or "shutdown" not in str(error):
+                self.troubles.report("the background thread could not be started", error)
 
     def _pending(self) -> bool:
         return bool(len(self._backlog) or self._batch or self._unindexed)

@@ -201,8 +201,12 @@ class TrifleSpanExporter(SpanExporter):
     def _start(self) -> None:
         with self._starting:
             if self._thread is None and not self._ended:
-                self._thread = threading.Thread(target=self._run, name="trifle-exporter", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="trifle-exporter", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # at the interpreter's end, where `shutdown` archives what is there
+                    return
+                self._thread = thread
 
     def _run(self) -> None:
         attach(Context({_SUPPRESSED: True}))

@@ -113,8 +113,8 @@ class Look(NamedTuple):
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a table."""
-        return self.size is not None
+        """Whether there is such a table. Its name is seen before its columns are, while another process makes it."""
+        return self.size is not None and bool(self.columns)
 
     @property
     def large(self) -> bool:
