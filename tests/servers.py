@@ -92,6 +92,8 @@ class Server(ABC):
     def freeze(self) -> None:
         """Make it hang: connections stay open, and nothing is answered."""
         self._signal_all(signal.SIGSTOP)
+        assert self.process is not None
+        os.waitpid(self.process.pid, os.WUNTRACED)  # it may be about to answer until it has stopped
 
     def thaw(self) -> None:
         """Let it go on."""
