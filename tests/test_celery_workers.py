@@ -294,11 +294,15 @@ def test_200_jobs_in_200_archives_out(
 @slow
 @pytest.mark.parametrize("configured", ["by the environment", "in the module"])
 def test_what_recycled_processes_leave_goes_to_a_remote_store(
-    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str
+    shop: Shop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    configured: str,
+    server_missing: Callable[[str], NoReturn],
 ) -> None:
     """The worker's main process ships it: a process that lives for one job opens no connection of its own."""
     if not s3_server.is_installed("localbucket"):
-        pytest.skip("localbucket is not there")
+        server_missing("the package localbucket")
     (tmp_path / "buckets").mkdir()
     server = s3_server.localbucket(tmp_path / "buckets").start()
     for name, value in {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}.items():

@@ -7,9 +7,10 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -270,12 +271,12 @@ def test_the_page_can_be_piped(run: Run, folder: Path) -> None:
     assert done.out == report(run, folder, TODAY).source
 
 
-def test_a_browser_shows_it(run: Run, folder: Path) -> None:
+def test_a_browser_shows_it(run: Run, folder: Path, server_missing: Callable[[str], NoReturn]) -> None:
     """In a real browser nothing is asked for, nothing runs, the style counts, and blocks and values fold."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("Chromium is not there")
+        server_missing("Chromium")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         page = browser.new_page(viewport={"width": 390, "height": 800})

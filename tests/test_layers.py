@@ -78,7 +78,8 @@ LAYERS = {
     "pending_span": Layer(f"{PLAIN} live_spans span_events", "opentelemetry-api"),
     "log_events": Layer(f"{PLAIN} span_events otel_context", "opentelemetry-api"),
     "wrapping": Layer(f"{PLAIN} recording otel_context", "opentelemetry-api"),
-    "calls": Layer(f"{PLAIN} recording live_spans wrapping otel_context", "opentelemetry-api"),
+    "given": Layer(PLAIN),
+    "calls": Layer(f"{PLAIN} recording live_spans wrapping otel_context given", "opentelemetry-api"),
     "packing": Layer(f"{PLAIN} recording shapes"),
     "metrics": Layer(PLAIN, "opentelemetry-api"),
     # spans of the SDK, in and out

@@ -42,7 +42,7 @@ WRITTEN = {
             "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "my.service"}}]},
             "scopeSpans": [
                 {
-                    "scope": {"name": "my.library", "version": "1.0.0", "attributes": []},
+                    "scope": {"name": "shop.prices", "version": "1.0.0", "attributes": []},
                     "spans": [
                         {
                             "traceId": "5B8EFFF798038103D269B633813FC60C",
@@ -130,7 +130,7 @@ MEANT = SpanData(
     links=[SpanLink(TRACE, PARENT, {"why": "retry"})],
     status="ERROR",
     description="went wrong",
-    scope="my.library",
+    scope="shop.prices",
     resource={"service.name": "my.service"},
     dropped_events=4,
     dropped_attributes=3,
@@ -168,7 +168,7 @@ def test_protobuf_says_the_same() -> None:
     of_resource = request.resource_spans.add()
     of_resource.resource.attributes.add(key="service.name").value.string_value = "my.service"
     of_scope = of_resource.scope_spans.add()
-    of_scope.scope.name = "my.library"
+    of_scope.scope.name = "shop.prices"
     span = of_scope.spans.add(
         trace_id=bytes.fromhex(TRACE),
         span_id=bytes.fromhex(SPAN),

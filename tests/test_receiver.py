@@ -330,8 +330,8 @@ def certificates(tmp_path: Path, server_missing: Callable[[str], NoReturn]) -> P
     usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 wants an authority to say so
     openssl("req", "-x509", *curve, *usage, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
     for name in ("server", "client"):
-        alternative = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=CA:FALSE")
-        alternative += ("-addext", "authorityKeyIdentifier=keyid")
+        alternative = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+        leaf = ("-addext", "basicConstraints=CA:FALSE", "-addext", "authorityKeyIdentifier=keyid")
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key")
         openssl(
             "req",
@@ -345,6 +345,7 @@ def certificates(tmp_path: Path, server_missing: Callable[[str], NoReturn]) -> P
             "-subj",
             f"/CN={name}",
             *alternative,
+            *leaf,
         )
     return folder
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from time import time_ns
 from types import TracebackType
@@ -19,6 +18,7 @@ from opentelemetry.trace import SpanKind
 
 from trifle_otel import conventions as names
 from trifle_otel import live_spans
+from trifle_otel.given import context_fields, days_of, labels_of, plain_key, screened, screened_json
 from trifle_otel.otel_context import attach as attach_context
 from trifle_otel.otel_context import get_current
 from trifle_otel.recording import (
@@ -32,14 +32,11 @@ from trifle_otel.recording import (
     RootFrame,
     current_frame,
     open_block,
-    plain_context,
     put,
 )
 from trifle_otel.records import ERROR, SUCCESS, WARNING
-from trifle_otel.redaction import Redactor
-from trifle_otel.references import safe_key, safe_name
+from trifle_otel.references import safe_name
 from trifle_otel.runtime import Runtime, runtime
-from trifle_otel.settings import LONGEST_RETENTION
 from trifle_otel.values import jsonable, text_of
 from trifle_otel.wrapping import call, is_lazy, wrap
 
@@ -95,7 +92,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         self._key = key
         self._attributes = attributes
         self._meta = meta
-        self._tags = _labels(tags)
+        self._tags = labels_of(tags)
         self._mode = mode
         self._retention = retention
         self._reference = reference
@@ -138,26 +135,26 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         if mode not in ("live", "deferred"):
             run.troubles.report("a trace was given a mode that is neither live nor deferred", ValueError(mode))
             mode = settings.default_mode
-        key = _plain_key(run.redactor, self._key if type(self._key) is str else text_of(self._key))
+        key = plain_key(run.redactor, self._key if type(self._key) is str else text_of(self._key))
         attributes = {**(self._attributes or {}), names.KEY: key, names.MODE: mode}
         span = live_spans.start_root(run, key, self._kind, attributes, context)
         if run.sink is None and span.context is context:  # no span, no archive; one that is sampled out is made current
             return None
-        meta = None if self._meta is None else _plain(run, jsonable(self._meta))
+        meta = None if self._meta is None else screened_json(run, jsonable(self._meta))
         recording = Recording(run, key, mode=mode, reference=self._reference, meta=meta)
         for label in self._tags:
             _add_tag(recording, label)
-        recording.retention = None if self._retention is None else _days(run, self._retention)
+        recording.retention = None if self._retention is None else days_of(run, self._retention)
         if mode == "live":
             recording.settle_retention()
         service = live_spans.service_of(run)
         if service is not None:
-            recording.context["service"] = _screened(run, service)
-        recording.context.update(_fields(run, run.settings.context))
+            recording.context["service"] = screened(run, service)
+        recording.context.update(context_fields(run, run.settings.context))
         if self._context is not None:
-            recording.context.update(_fields(run, self._context))
+            recording.context.update(context_fields(run, self._context))
         if key != self._key:
-            recording.context["original_key"] = jsonable(_screened(run, text_of(self._key)))
+            recording.context["original_key"] = jsonable(screened(run, text_of(self._key)))
         if run.sink is None:
             recording.overflow = OVERFLOW  # lines that go nowhere are let go of, in deferred mode too
         else:
@@ -333,7 +330,7 @@ def artifact(name: str, source: bytes | str | Path, *, cleanup: bool = False) ->
         if recording.lines is None:
             recording.count_late()
         return
-    safe = recording.unused_name(safe_name(_screened(recording.runtime, text_of(name))))
+    safe = recording.unused_name(safe_name(screened(recording.runtime, text_of(name))))
     try:
         size = sink.artifact(recording, safe, _contents(source), cleanup)
     except Exception as error:  # a path object of the user's that raises
@@ -424,50 +421,6 @@ def _set_state(state: str) -> None:
 def _add_tag(recording: Recording, label: object) -> None:
     if label is not None:
         recording.tags[label if type(label) is str else text_of(label)] = None
-
-
-@lru_cache(maxsize=1024)
-def _plain_key(redactor: Redactor | None, key: str) -> str:
-    """A key that is safe as a path and holds no secret. There are few keys, so the work is done once for each."""
-    safe = safe_key(key)
-    return safe if redactor is None else safe_key(redactor.text(safe))
-
-
-def _screened(run: Runtime, text: str) -> str:
-    return text if run.redactor is None else run.redactor.text(text)
-
-
-def _plain(run: Runtime, value: Any) -> Any:
-    """JSON without its secrets."""
-    return value if run.redactor is None else run.redactor.structure(value)
-
-
-def _fields(run: Runtime, given: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Fields for the record's context."""
-    try:
-        fields = given() if callable(given) else given
-        return _plain(run, plain_context(fields)) if fields else {}
-    except Exception as error:  # users' code: the trace is recorded without it
-        run.troubles.report("a context could not be had, or is no mapping", error)
-        return {}
-
-
-def _labels(tags: Any) -> tuple[object, ...]:
-    """Tags as they were given: several, one as a plain text, or none."""
-    if tags is None or isinstance(tags, str | bytes):
-        return () if tags is None else (tags,)
-    try:
-        return tuple(tags)
-    except Exception:  # not iterable: it is one
-        return (tags,)
-
-
-def _days(run: Runtime, given: object) -> int | None:
-    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= LONGEST_RETENTION:
-        return int(given)
-    error = ValueError(f"retention={given!r} is not whole days from 1")
-    run.troubles.report("a trace was given a retention that is no number of days", error)
-    return None
 
 
 def _state_of(state: object) -> str:

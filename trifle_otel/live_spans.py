@@ -41,6 +41,7 @@ from trifle_otel.span_events import (
     short_value,
     tail,
 )
+from trifle_otel.values import exception_text, traceback_text
 
 if TYPE_CHECKING:
     from trifle_otel.log_events import LogEvents
@@ -453,8 +454,6 @@ def _identity(error: BaseException) -> tuple[Any, ...]:
 
 
 def _texts_of(error: BaseException) -> list[str]:
-    from trifle_otel.recording import exception_text, traceback_text  # noqa: PLC0415 - recording imports this module
-
     return [exception_text(error), traceback_text(error)]
 
 

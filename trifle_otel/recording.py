@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic_ns, time_ns
 from typing import Any, Final
 
@@ -26,8 +25,8 @@ from trifle_otel.otel_context import attach, get_current
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
 from trifle_otel.runtime import Runtime, announce
-from trifle_otel.settings import DEFAULT_RETENTION, LONGEST_RETENTION
-from trifle_otel.values import jsonable, text_of
+from trifle_otel.settings import DEFAULT_RETENTION, whole_days
+from trifle_otel.values import exception_text, text_of, traceback_text
 
 FRAME: Final = create_key("trifle-frame")
 NOWHERE: Final = Context()
@@ -448,13 +447,6 @@ class Recording:
         self.open = {}
 
 
-def whole_days(given: object) -> int:
-    """A retention. Raises `ValueError` for what is no number of days."""
-    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= LONGEST_RETENTION:
-        return int(given)
-    raise ValueError(f"retention={given!r} is not whole days from 1 to {LONGEST_RETENTION}")
-
-
 def put(frame: Frame, message: str, state: str, kind: str | int) -> None:
     """Record a line in a frame."""
     recording = frame.recording
@@ -508,28 +500,6 @@ def current_frame() -> Frame | None:
     """The frame that is current in this context."""
     frame = get_current().get(FRAME)
     return frame if isinstance(frame, Frame) else None
-
-
-def exception_text(error: BaseException) -> str:
-    """What an exception says of itself; its type's name where it says nothing."""
-    return text_of(error) or type(error).__name__
-
-
-def traceback_text(error: BaseException) -> str:
-    """The traceback with its causes, or a note of why there is none."""
-    try:
-        return "".join(traceback.format_exception(error)).rstrip("\n")
-    except Exception as second:  # an exception whose own methods raise
-        return f"<traceback of {type(error).__name__} cannot be formatted: {type(second).__name__}>"
-
-
-def plain_context(*sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields for a record's context: text keys, JSON-able values."""
-    merged: dict[str, Any] = {}
-    for source in sources:
-        for name, value in source.items():
-            merged[text_of(name)] = jsonable(value)
-    return merged
 
 
 def open_recordings() -> list[Recording]:

@@ -82,3 +82,10 @@ class Settings:
     """Where spans go; None: the application's global one, whenever it is set."""
     logger_provider: LoggerProvider | None = None
     """Where log records go; None: the application's global one, whenever it is set."""
+
+
+def whole_days(given: object) -> int:
+    """A retention. Raises `ValueError` for what is no number of days."""
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= LONGEST_RETENTION:
+        return int(given)
+    raise ValueError(f"retention={given!r} is not whole days from 1 to {LONGEST_RETENTION}")

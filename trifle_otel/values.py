@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -109,6 +110,28 @@ def jsonable(value: Any, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITE
         return _Walk(max_depth, max_items).plain(value, 0)
     except Exception:
         return clean_text(repr_of(value))
+
+
+def exception_text(error: BaseException) -> str:
+    """What an exception says of itself; its type's name where it says nothing."""
+    return text_of(error) or type(error).__name__
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback with its causes, or a note of why there is none."""
+    try:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception as second:  # an exception whose own methods raise
+        return f"<traceback of {type(error).__name__} cannot be formatted: {type(second).__name__}>"
+
+
+def plain_context(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for a record's context: text keys, JSON-able values."""
+    merged: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.items():
+            merged[text_of(name)] = jsonable(value)
+    return merged
 
 
 def _str_of(value: object) -> str:

@@ -17,13 +17,13 @@ from trifle_otel.encoding import clean_text
 from trifle_otel.executions.assemble import OURS, Execution, Origin
 from trifle_otel.executions.keys import key_of
 from trifle_otel.executions.lines import has_failed, lines_of, mend_times, outcome
-from trifle_otel.recording import TEXT, Frame, Line, Recording, plain_context
+from trifle_otel.recording import TEXT, Frame, Line, Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.redaction import Redactor
 from trifle_otel.references import derived_reference, safe_key
 from trifle_otel.runtime import Runtime
 from trifle_otel.span_data import SpanData
-from trifle_otel.values import json_of, text_of
+from trifle_otel.values import json_of, plain_context, text_of
 
 __all__ = ["INCOMPLETE", "archive", "is_recorded", "key_of", "reference_of"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from trifle_otel.errors import MissingDependency
 from trifle_otel.integrations.attempts import Attempt, Job, Options, start
+from trifle_otel.integrations.patching import Patches
 
 try:
     from procrastinate.exceptions import JobAborted
@@ -22,7 +23,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 _options: Options | None = None
-_original: Callable[..., None] | None = None
+_patches = Patches()
 
 
 def instrument(
@@ -40,25 +41,21 @@ def instrument(
         mode: `live` or `deferred`; None: the setting.
         retention: days that the payload is kept; None: the setting.
     """
-    global _options, _original  # noqa: PLW0603 - what this process is set up with
-    _options = Options(select=select, key=key, mode=mode, retention=retention)
-    if _original is None:
-        _original = Worker.__init__
-        Worker.__init__ = _made  # type: ignore[method-assign, assignment]
+    global _options
+    before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
+    if before is None:
+        _patches.put(Worker, "__init__", _made)
 
 
 def uninstrument() -> None:
     """Trace no more attempts, not even of workers that are there."""
-    global _options, _original  # noqa: PLW0603 - see above
+    global _options  # noqa: PLW0603 - what this process is set up with
     _options = None
-    if _original is not None:
-        Worker.__init__ = _original  # type: ignore[method-assign]
-        _original = None
+    _patches.take_back()
 
 
-def _made(worker: Worker, *args: Any, **kwargs: Any) -> None:
-    assert _original is not None
-    _original(worker, *args, **kwargs)
+def _made(made: Callable[..., None], worker: Worker, *args: Any, **kwargs: Any) -> None:
+    made(worker, *args, **kwargs)
     worker.task_middleware = [_sync, _async, *worker.task_middleware]
 
 

@@ -7,12 +7,12 @@ attempt that is tried again is known by what Taskiq's retry middlewares put into
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 from trifle_otel.errors import MissingDependency
 from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, start
+from trifle_otel.integrations.patching import Patches
 
 try:
     from taskiq import TaskiqMiddleware
@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:
 
 _raised: dict[int, BaseException] = {}  # of tasks that run here, by the id of their message
 _options: Options | None = None
-_originals: tuple[Callable[..., Awaitable[Any]], Callable[..., Any]] | None = None
+_patches = Patches()
 
 
 def instrument(
@@ -42,52 +42,41 @@ def instrument(
         mode: `live` or `deferred`; None: the setting.
         retention: days that the payload is kept; None: the setting.
     """
-    global _options, _originals  # noqa: PLW0603 - what this process is set up with
-    _options = Options(select=select, key=key, mode=mode, retention=retention)
-    if _originals is None:
-        _originals = (Receiver.run_task, AsyncKicker._prepare_message)
-        Receiver.run_task = _run(Receiver.run_task)  # type: ignore[method-assign]
-        AsyncKicker._prepare_message = _prepare(AsyncKicker._prepare_message)  # type: ignore[method-assign]
+    global _options
+    before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
+    if before is None:
+        _patches.put(Receiver, "run_task", _run_task)
+        _patches.put(AsyncKicker, "_prepare_message", _prepare_message)
 
 
 def uninstrument() -> None:
     """Trace no more attempts."""
-    global _options, _originals  # noqa: PLW0603 - see above
+    global _options  # noqa: PLW0603 - what this process is set up with
     _options = None
-    if _originals is not None:
-        Receiver.run_task, AsyncKicker._prepare_message = _originals  # type: ignore[method-assign, assignment]
-        _originals = None
+    _patches.take_back()
 
 
-def _run(run_task: Any) -> Any:
-    @wraps(run_task)
-    async def traced(self: Any, target: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
-        options = _options
-        attempt = None if options is None else start(_job(target, message), options)
-        if attempt is None:
-            return await run_task(self, target, message, *args, **kwargs)
-        try:
-            _watch(self.broker)
-            result = await run_task(self, target, message, *args, **kwargs)
-        except BaseException as error:
-            attempt.fail(error)
-            raise
-        finally:
-            raised = _raised.pop(id(message), None)
-        _end(attempt, result, raised)
-        return result
-
-    return traced
+async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
+    options = _options
+    attempt = None if options is None else start(_job(target, message), options)
+    if attempt is None:
+        return await run_task(self, target, message, *args, **kwargs)
+    try:
+        _watch(self.broker)
+        result = await run_task(self, target, message, *args, **kwargs)
+    except BaseException as error:
+        attempt.fail(error)
+        raise
+    finally:
+        raised = _raised.pop(id(message), None)
+    _end(attempt, result, raised)
+    return result
 
 
-def _prepare(prepare_message: Any) -> Any:
-    @wraps(prepare_message)
-    def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
-        message = prepare_message(self, *args, **kwargs)
-        inject(message.labels)
-        return message
-
-    return prepared
+def _prepare_message(prepare_message: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    message = prepare_message(self, *args, **kwargs)
+    inject(message.labels)
+    return message
 
 
 def _job(target: Any, message: Any) -> Job:

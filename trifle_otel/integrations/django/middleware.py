@@ -18,9 +18,9 @@ from trifle_otel.integrations.attempts import Attempt, is_wanted
 from trifle_otel.integrations.django.options import given
 from trifle_otel.integrations.django.streams import trace_to_its_end
 from trifle_otel.integrations.web import Request, answered, start_request
-from trifle_otel.recording import exception_text
 from trifle_otel.records import WARNING
 from trifle_otel.runtime import runtime
+from trifle_otel.values import exception_text
 
 _ERROR: Final = "_trifle_error"  # attribute of a request that is traced: what was raised while it was served
 _OF_REGULAR_EXPRESSIONS: Final = frozenset("^$(\\")

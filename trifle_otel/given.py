@@ -1,0 +1,63 @@
+"""What a caller gives of a trace (key, tags, context, days), as it is kept: plain, safe, and without its secrets.
+
+Nothing here raises for what a job gives. Any value as text or
+JSON is `values`' business, which texts are secret `redaction`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from trifle_otel.redaction import Redactor
+from trifle_otel.references import safe_key
+from trifle_otel.runtime import Runtime
+from trifle_otel.settings import whole_days
+from trifle_otel.values import plain_context
+
+
+@lru_cache(maxsize=1024)
+def plain_key(redactor: Redactor | None, key: str) -> str:
+    """A key that is safe as a path and holds no secret. There are few keys, so the work is done once for each."""
+    safe = safe_key(key)
+    return safe if redactor is None else safe_key(redactor.text(safe))
+
+
+def screened(run: Runtime, text: str) -> str:
+    """A text without its secrets."""
+    return text if run.redactor is None else run.redactor.text(text)
+
+
+def screened_json(run: Runtime, value: Any) -> Any:
+    """JSON without its secrets."""
+    return value if run.redactor is None else run.redactor.structure(value)
+
+
+def context_fields(run: Runtime, given: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Fields for the record's context."""
+    try:
+        fields = given() if callable(given) else given
+        return screened_json(run, plain_context(fields)) if fields else {}
+    except Exception as error:  # users' code: the trace is recorded without it
+        run.troubles.report("a context could not be had, or is no mapping", error)
+        return {}
+
+
+def labels_of(tags: Any) -> tuple[object, ...]:
+    """Tags as they were given: several, one as a plain text, or none."""
+    if tags is None or isinstance(tags, str | bytes):
+        return () if tags is None else (tags,)
+    try:
+        return tuple(tags)
+    except Exception:  # not iterable: it is one
+        return (tags,)
+
+
+def days_of(run: Runtime, given: object) -> int | None:
+    """Days that a payload is kept; None, reported, for what is no number of days."""
+    try:
+        return whole_days(given)
+    except ValueError as error:
+        run.troubles.report("a trace was given a retention that is no number of days", error)
+        return None
