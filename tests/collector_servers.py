@@ -332,7 +332,7 @@ def validated(config: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "config.yaml").write_text(config)
     command: list[str | Path] = [program(COLLECTOR), "validate", "--config", folder / "config.yaml"]
     environment = {**os.environ, "QUEUE_FOLDER": str(folder / "queue")}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
 
 
 # --- The parts of the shipped configuration that are commented out

@@ -318,7 +318,8 @@ def test_who_dies_while_adopting_loses_nothing(tmp_path: Path) -> None:
     roots = [tmp_path / str(number) for number in range(1, 31)]
     for root in roots:
         dead(root / ".spool", 2)
-    done = subprocess.run([sys.executable, "-c", DYING, *roots], check=True, timeout=50, capture_output=True, text=True)
+    command = [sys.executable, "-c", DYING, *map(str, roots)]
+    done = subprocess.run(command, check=True, timeout=150, capture_output=True, text=True)
     codes = done.stdout.split()
     assert set(codes) == {"7", "0"}
     assert codes.index("0") > 10

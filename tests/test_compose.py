@@ -91,7 +91,7 @@ def test_the_collector_takes_its_configuration_with_these_addresses(
     # The queue's folder is made where it is said to be, which in the container is the default.
     queue = {"QUEUE_FOLDER": str(Path("queue").absolute())}
     done = subprocess.run(
-        command, env={**os.environ, **environment, **queue}, capture_output=True, text=True, timeout=50, check=False
+        command, env={**os.environ, **environment, **queue}, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and for
 def run(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=150, check=False
     )
     if check:
         assert done.returncode == 0, done.stderr

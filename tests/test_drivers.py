@@ -49,7 +49,7 @@ def test_the_example_passes_the_contract(package: Path) -> None:
         env={"PYTHONPATH": f"{package}:{DOCUMENT.parents[1]}", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -70,7 +70,7 @@ report.enqueue("Monday")
 
 # Arq has no broker in memory
 from arq.worker import Worker
-print(Worker.__init__.__module__)
+print(hasattr(Worker.__init__, "__wrapped__"))
 """
 JOBS = {
     "jobs/__main__/tick": ["shop: tick 1"],
@@ -109,9 +109,9 @@ def test_each_framework_is_set_up(tmp_path: Path, disabled: str) -> None:
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled,
     }
     command = [f"{Path(sys.executable).parent}/opentelemetry-instrument", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["trifle_otel.integrations.arq"]
+    assert done.stdout.split() == ["True"], "Arq's worker is not patched"
     assert "could not instrument" not in done.stderr
     with Archive.open(tmp_path / "archive") as archive:
         found = {

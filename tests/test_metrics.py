@@ -56,7 +56,7 @@ def test_jobs_and_shipping_are_measured() -> None:
     """Traces, entries and durations by key and state; what was shipped, what waits, what went wrong."""
     import json
 
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["trifle.traces[jobs/one,success]"] == 2

@@ -519,7 +519,7 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_server_restarted_under_load(own_server: servers.FerretDB) -> None:
     """While two threads put and the server is killed four times, all that was put without an error is found once."""
     with closing(open_mongo(f"{own_server.url()}?serverSelectionTimeoutMS=300")) as index:

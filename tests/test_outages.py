@@ -163,7 +163,7 @@ def test_first_use_by_the_environment_waits_for_no_network(
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_s3_is_killed_for_30_seconds_under_load(s3: str, server_missing: Callable[[str], NoReturn]) -> None:
     """Jobs go on as if nothing were; all that they recorded is in the archive afterwards, once."""
     _, url = postgres(server_missing)
@@ -181,7 +181,7 @@ def test_s3_is_killed_for_30_seconds_under_load(s3: str, server_missing: Callabl
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_s3_hangs_under_load(s3: str, server_missing: Callable[[str], NoReturn]) -> None:
     """A server that answers nothing holds up no job."""
     _, url = postgres(server_missing)
@@ -199,7 +199,7 @@ def test_s3_hangs_under_load(s3: str, server_missing: Callable[[str], NoReturn])
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("index", [postgres, mongo])
 def test_the_database_is_restarted_under_load(
     s3: str,

@@ -681,7 +681,7 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_server_restarted_under_load(own_server: servers.Postgres) -> None:
     """While threads put and the server is restarted five times, all that was put without an error is found once."""
     with closing(PostgresIndex(own_server.url())) as index:

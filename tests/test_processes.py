@@ -74,7 +74,7 @@ def test_ten_processes_write_to_one_archive(tmp_path: Path) -> None:
         [sys.executable, "-c", WRITING, str(tmp_path / "a"), "12", str(PROCESSES)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

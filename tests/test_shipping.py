@@ -293,7 +293,7 @@ os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="nothing tells there how much memory is taken")
 def test_memory_stays_bounded_while_a_store_is_down(tmp_path: Path) -> None:
     """Forty thousand traces that wait take less than 64 MB; as objects in memory they would take 96."""

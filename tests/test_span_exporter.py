@@ -501,7 +501,7 @@ assert os.waitpid(child, 0)[1] == 0
 before.end()
 tracer.start_span("in the parent").end()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, env=environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150, env=environment())
     assert (done.returncode, done.stderr) == (0, "")
     found = {one.key: one for one in records()}
     assert sorted(found) == ["before", "in the child", "in the parent"]
@@ -522,7 +522,7 @@ provider.get_tracer("app").start_span("{name}").end()
     env = environment()
     for name, (first, second) in {"one": lines, "two": lines[::-1]}.items():
         source = code.format(first=first, second=second, name=name)
-        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=50, env=env)
+        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=150, env=env)
         assert (done.returncode, done.stderr) == (0, "")
     trifle.configure("./traces")
     assert trifle.flush(10)
@@ -598,7 +598,7 @@ def test_an_instrumented_application_is_archived_without_a_line_of_code(collecto
         command,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         env=environment(
             OTEL_TRACES_EXPORTER="otlp,trifle",
             OTEL_METRICS_EXPORTER="none",

@@ -33,7 +33,7 @@ from trifle_otel.records import RUNNING
 from trifle_otel.viewer.app import make_app
 from trifle_otel.viewer.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 AXE = "axe-core-4.14.1.js"
 REFERENCE = "01KTEST{:019}"

@@ -29,7 +29,7 @@ from trifle_otel import Archive, TraceRecord
 
 HERE = Path(__file__).parent
 ARCHIVE = os.environ.get("TRIFLE_ARCHIVE", "./traces")
-PATIENCE = 30.0  # seconds
+PATIENCE = 120.0  # seconds; two processes start, perhaps on a busy machine
 
 
 class Span(NamedTuple):
