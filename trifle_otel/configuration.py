@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import difflib
 import logging
 import math
 import os
@@ -31,15 +30,17 @@ if TYPE_CHECKING:
     from trifle_otel.archive import Archive
     from trifle_otel.delivery import Delivery
     from trifle_otel.recording import Recording
-    from trifle_otel.settings import Events, Mode
+    from trifle_otel.settings import Events, Mode, Permissions
     from trifle_otel.spool import Spool
 
 logger = logging.getLogger("trifle_otel")
 
 PREFIX = "TRIFLE_"
 _IN_CODE_ALONE = {"context", "error_handler", "tracer_provider", "logger_provider"}
-_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS", "TRIFLE_TOKEN", "TRIFLE_PAGER"}
+_NO_SETTINGS = {"TRIFLE_REQUIRE_SERVERS", "TRIFLE_TOKEN", "TRIFLE_UI_TOKEN", "TRIFLE_PAGER", "TRIFLE_PARENT_REFERENCE"}
 READ_WAIT = 2.0
+_PERMISSIONS = ("private", "group")
+_ALLOWED_PERMISSIONS = "'private' or 'group'"
 
 
 class Changes(TypedDict, total=False):
@@ -60,6 +61,7 @@ class Changes(TypedDict, total=False):
     spool_age: float
     exit_timeout: float
     fsync: bool
+    permissions: Permissions
     events: Events
     pending_span: bool
     max_spans: int
@@ -91,7 +93,7 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     """
     settings = make_settings(archive, dict(changes))
     with _lock:
-        opened = open_archive(settings.archive, settings.index)
+        opened = open_archive(settings.archive, settings.index, settings.permissions)
         _prepare(opened)
         before = _put_in_force(opened, settings)
     if before is not None:
@@ -137,15 +139,23 @@ def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any
     return settings
 
 
-def open_archive(archive: str | os.PathLike[str], index: str | None = None) -> Archive:
-    """The archive at a URL, with the index beside it or at another URL. Raises `ConfigurationError`."""
+def open_archive(archive: str | os.PathLike[str], index: str | None = None, permissions: str | None = None) -> Archive:
+    """The archive at a URL, with the index beside it or at another URL. Raises `ConfigurationError`.
+
+    `permissions` is the setting of that name; None: `TRIFLE_PERMISSIONS`.
+    """
     from trifle_otel.archive import Archive
 
-    location = locate(os.fspath(archive))
+    permissions = permissions or os.environ.get("TRIFLE_PERMISSIONS") or Settings().permissions
+    if permissions not in _PERMISSIONS:
+        raise ConfigurationError(f"permissions={permissions!r} is not allowed; it is {_ALLOWED_PERMISSIONS}")
+    group = permissions == "group"
+    location = locate(os.fspath(archive), group=group)
     index = index or location.index
     if index is None:
         raise ConfigurationError(f"the archive {location.uri} needs an index; name one: {INDEXES}")
-    opened = Archive(location.store(), open_index(index), url=location.uri)
+    opened = Archive(location.store(), open_index(index, group=group), url=location.uri)
+    opened.group = group
     given = os.environ.get("TRIFLE_SPOOL")
     opened.spool = spool_folder(location.uri, given) if given else location.spool
     return opened
@@ -186,7 +196,7 @@ def configure_from_environment() -> None:
         return
     settings = make_settings(None, {})
     with _lock:
-        archive = open_archive(settings.archive, settings.index)
+        archive = open_archive(settings.archive, settings.index, settings.permissions)
         remote = archive.store.remote or archive.index.remote
         try:
             if not remote:
@@ -228,7 +238,7 @@ def runtime_into(
         if known is not None:
             return known
         settings = dataclasses.replace(_delivery.settings, archive=os.fspath(archive), index=index)
-        opened = open_archive(settings.archive, settings.index)
+        opened = open_archive(settings.archive, settings.index, settings.permissions)
         _prepare(opened)
         runtime, delivery = _make_runtime(opened, settings)
         _earlier.append(delivery)
@@ -294,6 +304,8 @@ def _open_spool(archive: Archive, settings: Settings) -> Spool | None:
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}There are {', '.join(sorted(known))}"
@@ -388,6 +400,7 @@ def _rules_of_storing(settings: Settings) -> Iterator[_Rule]:
     yield "exit_timeout", (_at_least(settings.exit_timeout, 0), "seconds from 0")
     yield "gzip", (isinstance(settings.gzip, bool), "True or False")
     yield "fsync", (isinstance(settings.fsync, bool), "True or False")
+    yield "permissions", (settings.permissions in _PERMISSIONS, _ALLOWED_PERMISSIONS)
 
 
 def _rules_of_recording(settings: Settings) -> Iterator[_Rule]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["live", "deferred"]
 Events = Literal["span", "log", "both"]
+Permissions = Literal["private", "group"]
 DEFAULT_RETENTION = 7
 LONGEST_RETENTION = 1_000_000
 """Days; what is longer ends after the year 9999, which no index can hold."""
@@ -26,9 +27,9 @@ class Settings:
     """What `configure` can set; each has its environment variable, `TRIFLE_` and the name in capitals."""
 
     archive: str = "./traces"
-    """URL of the archive: a folder, `file:///…` or `memory:`."""
+    """URL of the archive: a folder, `file:///…`, `s3://…`, `gs://…`, `az://…` or `memory:`."""
     index: str | None = None
-    """URL of the index; None: beside the archive (`<archive>/index.sqlite`)."""
+    """URL of the index; None: beside the archive (`<archive>/index.sqlite`), where that is a folder."""
     retention: int | Callable[[Recording], int | None] = DEFAULT_RETENTION
     """Days that a payload is kept. A callable sees the finished trace in deferred mode (None: keep nothing of it), and
     the trace at its start in live mode, since the days are part of where it is stored."""
@@ -58,6 +59,10 @@ class Settings:
     """Seconds that the end of the process waits for what is still to be shipped; the rest is for the next process."""
     fsync: bool = False
     """Whether a finished trace is also made durable against the death of the machine."""
+    permissions: Permissions = "private"
+    """Who may read what is made of a local archive and its index in SQLite: `private`: the user that records alone;
+    `group`: the group of the archive's folder too, for a viewer that runs as another user. What is there already stays
+    as it is, and the spool is always private."""
     events: Events = "span"
     """What lines, results, changes of state, artifacts and exceptions become: `span`: events of the spans; `log`: log
     records with an event name, through the application's LoggerProvider, as they come; `both`. The limits of spans
