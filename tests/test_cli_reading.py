@@ -312,12 +312,18 @@ def test_stats_takes_filters_and_tells_wrong_use(read: Run) -> None:
 
 
 def test_stats_says_when_not_all_was_counted(run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer about the newest alone names since when, in the sum and in the table."""
+    """An answer about the newest alone names since when, in the sum and in the table; one of estimates says so."""
+    from trifle_otel.indexes import sqlite_search
     from trifle_otel.indexes.sqlite import SQLiteIndex
 
     with Archive.open("./traces") as archive:
         archive.index.put([Trace("job", number=number, minutes_ago=number).record() for number in range(10)])
     monkeypatch.setattr(SQLiteIndex, "tallied", 4)
+    counted = run("stats")
+    assert counted.out.startswith("all keys: 10 traces, about 10 lines\n")
+    assert "all traces are counted; lines and times are estimates from the newest 1 trace of each period" in counted.out
+    assert [row["sampled"] for row in run("stats", "--json").objects] == [1, 4]
+    monkeypatch.setattr(sqlite_search, "COUNTING_SECONDS", -1)
     out = run("stats").out
     told = r"^Only the newest 4 traces were counted, from 2026-11-24 \d\d:57:00 on; narrow it"
     assert re.search(told, out, re.MULTILINE)

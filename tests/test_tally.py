@@ -14,6 +14,7 @@ import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trifle_otel.indexes import sqlite_search
 from trifle_otel.indexes.contract import Index
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.indexes.sqlite import SQLiteIndex
@@ -117,12 +118,90 @@ def test_what_a_query_finds_is_counted(index: Index) -> None:
 
 def test_only_the_newest_are_counted(index: Index) -> None:
     """A tally of more traces than it may count is of the newest, and says so, with the time back to which it goes."""
+    if isinstance(index, SQLiteIndex):
+        pytest.skip("it counts all")
     index.put(records(*range(0, 50, 10)))
     found = index.tally(Query(), most=3)
     assert found.partial
     assert found.oldest == START + timedelta(seconds=20)
     assert found.total.traces == 3
     assert not index.tally(Query(), most=6).partial
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[SQLiteIndex]:
+    """An index that counts more traces than it takes lines and durations of."""
+    found = SQLiteIndex(tmp_path / "i.sqlite")
+    yield found
+    found.close()
+
+
+def test_all_are_counted_where_lists_can_be(counting: SQLiteIndex) -> None:
+    """Of more traces than may be looked at each one is counted by state; lines and durations are estimates, as told."""
+    made = records(*range(0, 60, 10), length=100, duration=50)
+    made[0] = replace(made[0], state="error", tags=("a",))
+    counting.put(made)
+    found = counting.tally(Query(), slots=2, most=3)
+    assert (found.width, found.partial, found.sampled, found.oldest) == (60, False, 3, START)
+    assert found.slots == {start_of(0, 60): Slot({"success": 5, "error": 1}, 600, {50: 6})}
+    apart = counting.tally(Query(), slots=6, most=5)
+    assert (apart.sampled, [slot.traces for slot in apart.slots.values()]) == (1, [1] * 6)
+    assert counting.tally(Query(state="success"), most=2).total.states == {"success": 5}
+    assert counting.tally(Query(all_tags=("a",)), most=2) == replace(counting.tally(Query(all_tags=("a",))), sampled=0)
+    assert counting.tally(Query(), most=6).sampled == 0
+    whole = START.replace(microsecond=0)
+    emptied(counting).put([replace(each, first_at=each.first_at.replace(microsecond=0)) for each in made])
+    assert counting.tally(Query(since=whole + timedelta(seconds=20)), most=1).total.traces == 4
+    assert counting.tally(Query(until=whole + timedelta(seconds=20)), most=1).total.traces == 2
+
+
+@pytest.mark.parametrize("limit", ["time", "duration", "calendar"])
+def test_what_cannot_be_counted_is_of_the_newest(
+    counting: SQLiteIndex, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where counting would take too long, or lists do not tell, only the newest are counted, and that is said."""
+    made = records(*range(0, 50, 10))
+    query = Query()
+    if limit == "time":
+        monkeypatch.setattr(sqlite_search, "COUNTING_SECONDS", -1)
+    elif limit == "duration":
+        query = Query(min_duration=1)
+    else:
+        made[0] = replace(made[0], first_at=datetime(9999, 1, 1, tzinfo=timezone.utc))
+    counting.put(made)
+    found = counting.tally(query, most=3)
+    assert (found.partial, found.sampled, found.total.traces) == (True, 0, 3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3 * DAY * 1000), st.sampled_from(["running", "success", "warning", "error"])),
+        min_size=2,
+        unique_by=lambda each: each[0],
+        max_size=30,
+    ),
+    st.integers(1, 70),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+def test_counting_lists_is_a_plain_count(
+    counting: SQLiteIndex, given_records: Sequence[tuple[int, str]], slots: int
+) -> None:
+    """Whatever was recorded, lists give the slots and states that the records do, running ones that ended included."""
+    emptied(counting).put(
+        [
+            sample_record(
+                reference=f"{number:026}", first_at=START + timedelta(milliseconds=at), state=state, length=10
+            )
+            for number, (at, state) in enumerate(given_records)
+        ]
+    )
+    whole = counting.tally(Query(), slots=slots)
+    found = counting.tally(Query(), slots=slots, most=1)
+    assert (whole.sampled, found.sampled, found.width) == (0, 1, whole.width)
+    assert {start: slot.states for start, slot in found.slots.items()} == {
+        start: slot.states for start, slot in whole.slots.items()
+    }
+    assert found.total.entries == whole.total.entries  # all have as many
 
 
 def test_an_empty_selection_gives_an_empty_tally(index: Index) -> None:

@@ -26,6 +26,7 @@ pytest.importorskip("jinja2", reason="needs the extra `viewer`")
 import viewing
 from viewing import HOSTILE, NOW, PNG, TRACE_ID, Client, Trace
 
+from trifle_otel import value_html, value_trees
 from trifle_otel.archive import Archive
 from trifle_otel.encoding import encode_cursor, encode_part
 from trifle_otel.errors import ConfigurationError, StoreUnavailable
@@ -33,7 +34,7 @@ from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import RUNNING, Position, TraceRecord
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.testing import sample_record
-from trifle_otel.viewer import neighbours, pretty
+from trifle_otel.viewer import compare_page, finding, neighbours
 from trifle_otel.viewer.app import make_app
 from trifle_otel.viewer.settings import Settings
 
@@ -368,6 +369,34 @@ def test_the_overview_has_blocks_heads_and_results(client: Client) -> None:
     assert numbers_on(found) == [2, 3, 6, 7, 8, 10, 13, 14, 16, 17, 18, 20]
 
 
+def with_offloaded(number: int, *texts: str) -> Trace:
+    """A trace with a block for each of these results, which are stored beside it."""
+    trace = Trace("large/one", number=number)
+    for place, text in enumerate(texts):
+        trace.opens(f"Step {place}").closes("x")
+        trace.entries.pop()
+        trace.offloaded(f"↳ {text}")
+        trace.entries[-1]["span"] = trace.entries[-2]["span"]
+    return trace
+
+
+def test_finding_looks_into_what_is_stored_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text in a message beside the lines is found, shown with what is around it, and marked on its own page."""
+    client = Client(make_app(in_memory(with_offloaded(1, "x" * 300_000 + " the Needle <b> " + "y" * 10, "none"))))
+    url = f"/traces/{REFERENCE.format(1)}"
+    assert client.get(f"{url}?q=needle").headers["location"] == f"{url}?q=needle&line=4#L4"
+    answer = client.get(f"{url}?q=needle&line=4")
+    assert "the <mark>Needle</mark> &lt;b&gt; yyyyyyyyyy" in answer.text
+    assert f"{url}/lines/4?q=needle" in Page(answer.text).links()
+    shown = page(client, f"{url}/lines/4?q=needle")
+    assert ("part 2" in shown.text, [tag for tag, _ in shown.elements].count("mark")) == (True, 1)
+    assert "No line has “part_row”" in page(client, f"{url}?q=part_row").text
+    monkeypatch.setattr(finding, "MOST_BESIDE", 1_000)
+    limited = page(client, f"{url}?q=none&line=1").text
+    assert "1 of 1 line with “none”" in limited
+    assert "1 message stored beside the lines was not looked into" in limited
+
+
 def test_finding_leads_to_the_first_match(client: Client) -> None:
     """A search in a trace leads to its first match; from there to the next, and to the matches alone."""
     answer = client.get(f"/traces/{LONG}?q=ITEM+400")
@@ -623,12 +652,12 @@ def test_any_text_is_shown_as_text(text: str, find: str) -> None:
 @given(st.text(alphabet="{}[](),:='\"<>ab1 \\\n", max_size=200))
 def test_any_value_gives_whole_markup(text: str) -> None:
     """What looks like a value, however broken, gives whole markup of ours or is left as it is."""
-    value = pretty.parse(text)
+    value = value_trees.parse(text)
     if value is not None:
-        found = Page(str(pretty.html(value)))
+        found = Page(str(value_html.html(value)))
         assert {tag for tag, _ in found.elements} <= {"span", "div", "details", "summary"}
         assert (found.open, found.unbalanced) == ([], [])
-        kept = re.sub(r"\s|,", "", "".join(pretty.lines(value)))
+        kept = re.sub(r"\s|,", "", "".join(value_trees.lines(value)))
         assert kept == re.sub(r"\s|,", "", text)
 
 
@@ -653,7 +682,7 @@ def nested(depth: int) -> str:
 )
 def test_what_is_too_much_or_no_value_is_left_as_it_is(text: str) -> None:
     """Very deep, very long and damaged values, and texts that are none, are not made into trees."""
-    assert pretty.parse(text) is None
+    assert value_trees.parse(text) is None
 
 
 SPANS = st.sampled_from(["a", "b", "c", None])
@@ -736,6 +765,32 @@ def test_values_are_compared_by_their_lines(client: Client) -> None:
     text = client.get(f"/compare?left={REFERENCE.format(1)}&right={REFERENCE.format(2)}").text
     assert "<del>  &#39;gross&#39;: 119,</del>" in text
     assert "<ins>  &#39;gross&#39;: 121,</ins>" in text
+
+
+def test_what_is_stored_beside_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large results of one size that differ late in them are told apart; what would be too much is said."""
+    texts = ["1" * 120_000 + digit + "1" * 300 for digit in "47"]
+    made = in_memory(with_offloaded(1, texts[0], "same"), with_offloaded(2, texts[1], "same"))
+    url = f"/compare?left={REFERENCE.format(1)}&right={REFERENCE.format(2)}"
+    answer = Client(make_app(made)).get(url)
+    assert "1 step</b> of another result" in answer.text
+    assert f"…{'1' * 120}<mark>4</mark>{'1' * 120}…" in answer.text
+    assert "compared by size alone" not in answer.text
+    monkeypatch.setattr(compare_page, "MOST_BESIDE", 1_000)
+    limited = page(Client(make_app(made)), url).text
+    assert "Nothing differs in what was compared." in limited
+    assert "2 messages stored beside the lines are compared by size alone" in limited
+
+
+def test_a_comparison_tells_what_it_could_not_read() -> None:
+    """Damage and missing messages are said: what is not there is not the same."""
+    first, second = with_offloaded(1, "one"), with_offloaded(2, "two")
+    made = in_memory(first, second)
+    made.store.delete(second.record().folder)
+    made.store.write(second.record().folder, "data_1.json.gz", encode_part(second.entries))
+    text = page(Client(make_app(made)), f"/compare?left={REFERENCE.format(1)}&right={REFERENCE.format(2)}").text
+    assert "Not all of it can be compared" in text
+    assert "part_row_" in text
 
 
 def test_the_same_execution_twice_differs_in_nothing(client: Client) -> None:
@@ -898,7 +953,7 @@ def guarded(archive: Archive) -> Client:
 
 
 @pytest.mark.parametrize(
-    "url", ["/", f"/traces/{FULL}", f"/traces/{FULL}/data/raw.bin", "/static/viewer.js", "/nowhere"]
+    "url", ["/", f"/traces/{FULL}", f"/traces/{FULL}/data/raw.bin", "/static", "/nowhere", f"//static/../traces/{FULL}"]
 )
 def test_without_the_token_there_is_a_form(guarded: Client, url: str) -> None:
     """Whatever is asked for without the token, the answer is a form for it, and tells nothing."""
@@ -911,6 +966,20 @@ def test_without_the_token_there_is_a_form(guarded: Client, url: str) -> None:
     assert guarded.get(url, authorization=f"Bearer {TOKEN}x").status == 401
     assert guarded.get(url, authorization=f"Basic {TOKEN}").status == 401
     assert guarded.get(url, cookie="trifle=x; trifle_=; =").status == 401
+
+
+def test_the_form_has_a_style(guarded: Client, archive: Archive) -> None:
+    """The viewer's own files are there for whoever is asked for the token, below whatever root, and nothing else is."""
+    for name in ("viewer.css", "viewer.js", "icon.svg"):
+        assert guarded.get(f"/static/{name}").status == 200
+    assert guarded.get(f"/static/../traces/{FULL}").status == 404
+    assert guarded.post("/static/viewer.css").status == 401
+    below = Client(make_app(archive, Settings(token=TOKEN)), root="/traces")
+    assert below.get("/traces/static/viewer.css").status == 200
+    assert below.get("/traces/static/lines/1").status == 404
+    assert below.get(f"/traces/traces/{FULL}").status == 401
+    slashed = Client(make_app(archive, Settings(token=TOKEN)), root="/traces/")
+    assert slashed.get("/traces/static/lines/1").status == 401
 
 
 def test_the_token_becomes_a_cookie(guarded: Client) -> None:

@@ -48,6 +48,8 @@ EVERY_PAGE = [
     FULL,
     f"{FULL}?view=problems",
     f"{FULL}?q=stone&line=1",
+    f"{FULL}?q=end+of+it&line=31",
+    f"{FULL}/lines/31?q=end+of+it",
     HOSTILE,
     LIVE,
     MIXED,
@@ -242,6 +244,18 @@ def test_finding(window: Watched) -> None:
     expect(page.locator(".ln.match")).to_have_count(14)
 
 
+def test_a_match_beside_the_lines_is_led_to(window: Watched) -> None:
+    """A text in a message that is stored beside the lines is found, and its page opens where it is."""
+    page = window.go(FULL)
+    page.keyboard.press("/")
+    page.keyboard.type("END of it")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("line=31#L31"))
+    expect(page.locator("#L31 mark")).to_have_text("end of it")
+    page.locator("#L31 .rest").click()
+    expect(page.locator(".file mark")).to_be_in_viewport()
+
+
 def test_a_match_in_a_folded_result_is_shown(window: Watched) -> None:
     """A result that holds what is looked for is unfolded, and the match is marked in it."""
     page = window.go(f"{FULL}?q=%27gross%27")
@@ -416,6 +430,7 @@ def test_the_token_is_asked_for_once(browser: Browser, tmp_path: Path) -> None:
             context = browser.new_context(viewport=WIDE)  # type: ignore[arg-type]
             page = context.new_page()
             page.goto(f"{url}/?state=success")
+            assert page.locator(".together").evaluate("form => getComputedStyle(form).display") == "flex"  # our style
             page.get_by_label("token", exact=False).fill("wrong")
             page.keyboard.press("Enter")
             expect(page.get_by_role("alert")).to_be_visible()

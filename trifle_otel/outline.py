@@ -89,8 +89,11 @@ def outline(entries: Sequence[Entry]) -> Outline:
     by_level = _ByLevel(entries)
     found = Outline()
     for place, entry in enumerate(entries):
-        pairing = by_level if entry.span is None else by_span
-        pairing.take(place, entry, found)
+        span = entry.span
+        if span is None:
+            by_level.take(place, entry, found)
+        else:
+            by_span.take(place, entry, span, found)
     _demote(found, entries)
     for block in found.blocks:
         (found.roots if block.parent is None else block.parent.children).append(block)
@@ -109,8 +112,7 @@ class _BySpan:
         self.blocks: dict[str, Block] = {}
         self.seen: set[str] = set()  # spans that no entry has opened so far: traces' own, where none does later
 
-    def take(self, place: int, entry: Entry, found: Outline) -> None:
-        span = entry.span or ""
+    def take(self, place: int, entry: Entry, span: str, found: Outline) -> None:
         known = self.blocks.get(span)
         if known is not None:
             found.owners.append(known)
@@ -131,12 +133,13 @@ def _parent(entry: Entry) -> str:
 
 def _end(block: Block, place: int, entry: Entry) -> None:
     """Take an entry at a block's own level as what ends it, where it can be that."""
-    if _is_result(entry) or (block.closed is not None and entry.type == "media"):
+    kind, message = entry.type, entry.message
+    if (kind == "raw" and message.startswith(RESULT)) or (kind == "media" and block.closed is not None):
         if block.result is None:
             block.result = place
             if block.closed is None:
                 _close(block, entry)
-    elif block.closed is None and (entry.message.endswith(CLOSED) or entry.type == "media"):
+    elif block.closed is None and (kind == "media" or message.endswith(CLOSED)):
         block.closed = place
         block.state = entry.state
         _close(block, entry)
@@ -197,7 +200,7 @@ class _ByLevel:
 
 def _demote(found: Outline, entries: Sequence[Entry]) -> None:
     """Make lines of what only looks like an opening: nothing is in it and it never ends, yet more follows."""
-    if not any(entries[block.opened].span is None for block in found.blocks):
+    if all(entries[block.opened].span is not None for block in found.blocks):
         return
     holding = {owner for place, owner in enumerate(found.owners) if owner is not None and owner.opened != place}
     holding.update(block.parent for block in found.blocks if block.parent is not None)
@@ -209,23 +212,18 @@ def _demote(found: Outline, entries: Sequence[Entry]) -> None:
 
 
 def _open(place: int, entry: Entry, parent: Block | None, found: Outline) -> Block:
-    block = Block(
-        opened=place,
-        message=entry.message.removesuffix(OPENED),
-        level=entry.level,
-        state=entry.state,
-        parent=parent,
-        start_ns=_time(entry),
-        exact=entry.ns is not None,
-    )
+    ns = entry.ns
+    start_ns, exact = (_time(entry), False) if ns is None else (ns, True)
+    block = Block(place, entry.message.removesuffix(OPENED), entry.level, entry.state, parent, start_ns, exact)
     found.blocks.append(block)
     found.owners.append(block)
     return block
 
 
 def _close(block: Block, entry: Entry) -> None:
-    block.end_ns = _time(entry)
-    block.exact = block.exact and entry.ns is not None
+    ns = entry.ns
+    block.end_ns = _time(entry) if ns is None else ns
+    block.exact = block.exact and ns is not None
 
 
 def _is_result(entry: Entry) -> bool:

@@ -79,7 +79,8 @@ class Entry:
     @property
     def level(self) -> int:
         """Nesting depth, 0 at the top and where none is stored."""
-        return max(_int(self.stored.get("level")) or 0, 0)
+        level = self.stored.get("level")
+        return level if type(level) is int and level > 0 else 0
 
     @property
     def size(self) -> int | None:
@@ -106,7 +107,10 @@ class Entry:
         return self.stored == other.stored if isinstance(other, Entry) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.stored.get("at"), self.message))
+        message = self.stored.get(
+            "message"
+        )  # a text is equal to the same text alone; values of other types may be equal
+        return hash(message) if isinstance(message, str) else 0
 
     def __repr__(self) -> str:
         return f"Entry({self.stored!r})"
@@ -207,7 +211,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def _int(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int else None  # a boolean is none
 
 
 def _text(value: object) -> str | None:

@@ -21,7 +21,7 @@ WIDTHS = (
 SLOTS = 60
 """How many slots the time from the oldest to the newest record is cut into, at most."""
 MOST = 50_000
-"""How many records are counted, at most: the newest."""
+"""How many records are counted, at most: the newest. An index that can count more takes so many as a sample."""
 SHIFT = 20 * WIDTHS[-1]
 """Seconds that are added to Unix time before it is cut into slots, so that there are no negative times to round."""
 LONGEST_DURATION = 10**15 - 1
@@ -78,12 +78,15 @@ class Tally:
         slots: by their beginning in Unix time, in its order; those in which nothing began are not there.
         oldest: when the oldest trace that was counted began; None where there is none.
         partial: whether there may be older ones, which were not counted.
+        sampled: of how many traces of each slot lines and durations were taken, and are estimates for that reason;
+            0 where of all. Traces and their states are counted all the same.
     """
 
     width: int
     slots: Mapping[int, Slot]
     oldest: datetime | None = None
     partial: bool = False
+    sampled: int = 0
 
     @property
     def total(self) -> Slot:
@@ -101,7 +104,7 @@ class Tally:
         slots: dict[int, Slot] = {}
         for start, slot in self.slots.items():
             slots.setdefault((start + SHIFT) // width * width - SHIFT, Slot()).add(slot)
-        return Tally(width, slots, self.oldest, self.partial)
+        return Tally(width, slots, self.oldest, self.partial, self.sampled)
 
 
 _Key = TypeVar("_Key", str, int)
@@ -151,7 +154,8 @@ def merged(tallies: Iterable[Tally]) -> Tally:
             slots.setdefault(start, Slot()).add(slot)
     incomplete = [tally.oldest for tally in given if tally.partial and tally.oldest]
     oldest = max(incomplete) if incomplete else min((tally.oldest for tally in given if tally.oldest), default=None)
-    return Tally(width, dict(sorted(slots.items())), oldest, bool(incomplete))
+    sampled = min((tally.sampled for tally in given if tally.sampled), default=0)
+    return Tally(width, dict(sorted(slots.items())), oldest, bool(incomplete), sampled)
 
 
 def percentile(durations: Mapping[int, int], share: float) -> int | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from trifle_otel import comparison
+from trifle_otel import comparison, differences
 from trifle_otel.archive import Archive
 from trifle_otel.cli.finding import resolve
 from trifle_otel.cli.listing import STATE_WIDTH
@@ -18,21 +17,21 @@ from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, fitted, st
 from trifle_otel.cli.visible import call, count, duration, size, visible, when, zone
 from trifle_otel.comparison import Comparison, Execution, Step
 from trifle_otel.encoding import format_time, record_fields
-from trifle_otel.errors import MissingDependency, TrifleError, UsageError
+from trifle_otel.errors import UsageError
 from trifle_otel.outline import Block
 from trifle_otel.reading import Entries
-from trifle_otel.records import RESULT, Entry, TraceRecord
+from trifle_otel.records import RESULT, TraceRecord
+from trifle_otel.unfolding import read_beside
 
 MOST_UNFOLDED = 256_000_000
 """Bytes of messages stored beside a trace that are compared by what they say; further ones by their size."""
-MOST_TEXT, MOST_LINES = 200_000, 400
-"""Characters and lines of two results of which the difference is looked for line by line."""
 MOST_SHOWN = 24
 """Lines of a difference that are shown without `--full`."""
 MOST_OF_A_LINE, MOST_OF_A_TEXT = 400, 240  # characters
-AROUND, CONTEXT = 40, 2
+AROUND = 40
 MAX_INDENT = 24
 _SAME, _LEFT, _RIGHT = " ", "-", "+"
+_SIDES = {differences.SAME: _SAME, differences.LEFT: _LEFT, differences.RIGHT: _RIGHT}
 _COLOURS = {_SAME: "dim", _LEFT: "red", _RIGHT: "green"}
 _MARKS = {
     comparison.SAME: (" ", "dim"),
@@ -121,23 +120,14 @@ def diff(
 
 def _side(archive: Archive, record: TraceRecord, entries: Entries) -> Side:
     """A trace, with what is stored beside it in its place: results of one size need not be the same."""
-    left = MOST_UNFOLDED
-    whole: list[Entry] = []
-    for entry in entries:
-        if entry.offloaded and (entry.size or 0) <= left:
-            left -= entry.size or 0
-            entry = _unfolded(archive, record, entry)
-        whole.append(entry)
-    return Side(record, Execution.of(whole))
-
-
-def _unfolded(archive: Archive, record: TraceRecord, entry: Entry) -> Entry:
-    try:
-        text = archive.artifact(record, entry.message).decode(errors="backslashreplace")
-    except TrifleError as error:
-        complain(f"{entry.message} of trace {record.reference} is compared by its size alone: {error}")
-        return entry
-    return Entry({**entry.stored, "message": text, "type": "raw" if text.startswith(RESULT) else "text"})
+    beside = read_beside(archive, record, entries, most_bytes=MOST_UNFOLDED)
+    for trouble in beside.troubles:
+        complain(f"{trouble}; it is compared by its size alone")
+    if beside.omitted:
+        most = size(MOST_UNFOLDED)
+        which = count(beside.omitted, "message is", "messages are")
+        complain(f"{which} compared by size alone: beside trace {record.reference} there are more than {most}")
+    return Side(record, Execution.of(beside.unfolded(entries)))
 
 
 # --- As text
@@ -267,9 +257,10 @@ class _Printer:
     def _changes(self, step: Step, indent: str) -> None:
         """Two results, as what is different in them."""
         texts = self.sides[0].result(step.left_block), self.sides[1].result(step.right_block)
-        lines = list(changes(*texts, full=self.full))
+        lines = list(differences.changes(*texts, around=None if self.full else AROUND))
         shown = lines if self.full else lines[:MOST_SHOWN]
-        for mark, before, inner, after in shown:
+        for side, before, inner, after in shown:
+            mark = _SIDES[side]
             style = _COLOURS[mark]
             if not self.full and len(before) > MOST_OF_A_LINE:
                 before = f"{before[:MOST_OF_A_LINE]}…"
@@ -303,80 +294,6 @@ def _path(step: Step, sides: Sides) -> list[str]:
         names.append(" ".join(side.text(place or 0, block).split()))
         around = around.parent
     return names[::-1]
-
-
-Change = tuple[str, str, str, str]
-"""In which of the two a line is (or in both), what is before the difference in it, the difference, and the rest."""
-
-
-def changes(left: str, right: str, *, full: bool = False) -> Iterator[Change]:
-    """Two results: line by line where they are values of several lines, else as what is between equal ends."""
-    both = _lines(left), _lines(right)
-    if both[0] and both[1] and max(map(len, both)) > 1:
-        yield from _by_lines(*both)
-        return
-    start, ends = _equal_ends(left, right)
-    for mark, text in ((_LEFT, left), (_RIGHT, right)):
-        before, inner, after = text[:start], text[start : len(text) - ends], text[len(text) - ends :]
-        if not full:
-            before = before if len(before) <= AROUND else f"…{before[-AROUND:]}"
-            after = after if len(after) <= AROUND else f"{after[:AROUND]}…"
-            inner = inner if len(inner) <= 4 * AROUND else f"{inner[: 4 * AROUND]}…"
-        yield mark, before, inner, after
-
-
-def _lines(text: str) -> list[str]:
-    """A value as lines; none where it is none, or too long."""
-    if len(text) > MOST_TEXT:
-        return []
-    try:
-        from trifle_otel.viewer import pretty
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"{error.name} is not installed: pip install 'trifle-otel[cli]'") from error
-    value = pretty.parse(text)
-    if value is None:
-        return text.split("\n") if "\n" in text else []
-    return pretty.lines(value)
-
-
-def _by_lines(left: list[str], right: list[str]) -> Iterator[Change]:
-    start, ends = _equal_ends(left, right)
-    before, after = left[max(start - CONTEXT, 0) : start], left[len(left) - ends :][:CONTEXT]
-    if start > CONTEXT:
-        yield _SAME, "…", "", ""
-    yield from ((_SAME, line, "", "") for line in before)
-    yield from _middle(left[start : len(left) - ends], right[start : len(right) - ends])
-    yield from ((_SAME, line, "", "") for line in after)
-    if ends > CONTEXT:
-        yield _SAME, "…", "", ""
-
-
-def _middle(left: list[str], right: list[str]) -> Iterator[Change]:
-    if max(len(left), len(right)) > MOST_LINES:  # what follows takes the square of that
-        yield from ((_LEFT, line, "", "") for line in left)
-        yield from ((_RIGHT, line, "", "") for line in right)
-        return
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
-    for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
-        if number:
-            yield _SAME, "…", "", ""
-        for tag, left_start, left_end, right_start, right_end in group:
-            if tag == "equal":
-                yield from ((_SAME, line, "", "") for line in left[left_start:left_end])
-            else:
-                yield from ((_LEFT, line, "", "") for line in left[left_start:left_end])
-                yield from ((_RIGHT, line, "", "") for line in right[right_start:right_end])
-
-
-def _equal_ends(left: Sequence[str], right: Sequence[str]) -> tuple[int, int]:
-    """How many items two sequences share at their beginning, and at their end."""
-    start, least = 0, min(len(left), len(right))
-    while start < least and left[start] == right[start]:
-        start += 1
-    end = 0
-    while end < least - start and left[-1 - end] == right[-1 - end]:
-        end += 1
-    return start, end
 
 
 # --- As JSON

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from trifle_otel import value_html, value_trees
 from trifle_otel.archive import Archive
+from trifle_otel.arrangement import Opened, opened
 from trifle_otel.cli.terminal import ICONS
 from trifle_otel.encoding import format_time, to_json
 from trifle_otel.errors import NotFound, TrifleError
 from trifle_otel.outline import Block
 from trifle_otel.reading import Entries
 from trifle_otel.records import ERROR, OPENED, RESULT, RUNNING, SUCCESS, WARNING, Entry, TraceRecord
-from trifle_otel.viewer import pretty
-from trifle_otel.viewer.shelf import Opened, opened
 from trifle_otel.wording import call, count, duration, size, visible, visible_lines
 
 ONE_LINE = 120
@@ -168,7 +168,7 @@ class Report:
                 around.pop()
                 yield "</div></details>\n"
             block = trace.outline.opening(place)
-            if block is not None and trace.shown[block] is block:
+            if block is not None and trace.within(block) is block:
                 around.append(block)
                 yield self._opening(place, block, len(chain))
             else:
@@ -242,9 +242,9 @@ class Report:
         arrow, text = (RESULT, said.text[len(RESULT) :]) if said.text.startswith(RESULT) else ("", said.text)
         if len(text) <= ONE_LINE and "\n" not in text:
             return _html('<span class="value">{}</span>', visible(said.text))
-        if len(text) <= self.text_left and (tree := pretty.parse(text)) is not None:
+        if len(text) <= self.text_left and (tree := value_trees.parse(text)) is not None:
             self.text_left -= len(text)
-            return _folding(arrow, text, pretty.html(tree))
+            return _folding(arrow, text, value_html.html(tree))
         return _folding(arrow, text, self._text(said._replace(text=text)))
 
     def _shown(self, said: Said) -> Markup:
@@ -368,8 +368,8 @@ def _time(moment: datetime) -> Markup:
 
 def _value(value: Any) -> Markup | str:
     text = value if isinstance(value, str) else to_json(value).decode()
-    tree = None if isinstance(value, str) else pretty.parse(text)
-    return _html('<div class="whole">{}</div>', visible(text) if tree is None else pretty.html(tree))
+    tree = None if isinstance(value, str) else value_trees.parse(text)
+    return _html('<div class="whole">{}</div>', visible(text) if tree is None else value_html.html(tree))
 
 
 def _counted(record: TraceRecord) -> str:

@@ -43,7 +43,7 @@ def rerun(
         Send it again, as a new job in the same queue.
     app
         With --enqueue: what to send it with, as `module:name`: a Celery app, an RQ queue, a Dramatiq broker, a Huey
-        instance.
+        instance; for Django's tasks what sets Django up, such as `shop.wsgi:application`.
     as_json
         Print it as JSON.
     """
@@ -149,9 +149,22 @@ def _huey(call: Call, huey: Any) -> Any:
     return huey.enqueue(registry.string_to_task(names[0])(tuple(call.args), call.kwargs)).id
 
 
+def _django(call: Call, project: Any) -> Any:
+    """The task itself knows how it is sent, once loading `project` has set Django up."""
+    del project
+    module, _, name = call.name.rpartition(".")
+    try:
+        task = load(f"{module}:{name}")
+    except UsageError as error:
+        raise UsageError(f"Django knows no task {call.name}: {error}") from error
+    queue = {} if call.queue in (None, task.queue_name) else {"queue_name": call.queue}
+    return task.using(**queue).enqueue(*call.args, **call.kwargs).id
+
+
 _SENDERS: dict[str, Callable[[Call, Any], Any]] = {
     "celery": _celery,
     "rq": _rq,
     "dramatiq": _dramatiq,
     "huey": _huey,
+    "django": _django,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -104,10 +105,12 @@ def report_damage(entries: Entries) -> int:
 
 
 def _print_artifact(archive: Archive, record: TraceRecord, name: str) -> int:
-    data = archive.artifact(record, name)
-    if sys.stdout.isatty():
-        data = "".join(f"{line}\n" for line in visible_lines(data.decode(errors="backslashreplace"))).encode()
-    sys.stdout.buffer.write(data)
+    with archive.open_artifact(record, name) as stream:
+        if sys.stdout.isatty():
+            lines = visible_lines(stream.read().decode(errors="backslashreplace"))
+            sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
+        else:
+            shutil.copyfileobj(stream, sys.stdout.buffer, 1 << 20)
     return 0
 
 

@@ -47,6 +47,7 @@ class Row(NamedTuple):
     end: int | None
     slot: Slot
     partial: bool = False
+    sampled: int = 0
 
 
 def stats(
@@ -112,21 +113,22 @@ def _chart_width(screen: Screen) -> int:
 
 def _total(tally: Tally) -> Row:
     starts = list(tally.slots)
-    return Row("", None, starts[0], starts[-1] + tally.width, tally.total, tally.partial)
+    return Row("", None, starts[0], starts[-1] + tally.width, tally.total, tally.partial, tally.sampled)
 
 
 def _rows(archive: Archive, filters: Filters, query: Query, tally: Tally, by: By, top: int) -> tuple[list[Row], int]:
     """The lines of the table, and how many more there would be."""
     if by == "time":
         periods = (
-            Row(when(moment_of(start)), None, start, start + tally.width, slot) for start, slot in tally.slots.items()
+            Row(when(moment_of(start)), None, start, start + tally.width, slot, sampled=tally.sampled)
+            for start, slot in tally.slots.items()
         )
         return list(periods)[::-1], 0
     names = _names(archive, filters, query, by)
     rows = []
     for name in names[:top]:
         found = archive.index.tally(replace(query, segment=name), slots=1)
-        rows.append(Row(visible(name), name, None, None, found.total, found.partial))
+        rows.append(Row(visible(name), name, None, None, found.total, found.partial, found.sampled))
     return sorted(rows, key=lambda row: -row.slot.traces), max(len(names) - top, 0)
 
 
@@ -146,11 +148,16 @@ def _print_total(screen: Screen, tally: Tally, segment: str | None) -> None:
     total = tally.total
     row = _total(tally)
     first, last = moment_of(row.start or 0), moment_of(row.end or 0)
-    said = f"{visible(segment or 'all keys')}: {count(total.traces, 'trace')}, {count(total.entries, 'line')}"
+    about = "about " if tally.sampled else ""
+    said = f"{visible(segment or 'all keys')}: {count(total.traces, 'trace')}, {about}{count(total.entries, 'line')}"
     screen.wrap([], said, "bold")
     screen.wrap([], f"from {when(first)} to {when(last)} ({zone(last)}), in periods of {_width(tally.width)}", "dim")
     if tally.partial:
         screen.wrap([], f"{_partial(tally)}; narrow it by --since, or by a segment.", STYLES[WARNING])
+    if tally.sampled:
+        newest = count(tally.sampled, "trace")
+        said = f"all traces are counted; lines and times are estimates from the newest {newest} of each period"
+        screen.wrap([], said, "dim")
     screen.print()
     for state in (SUCCESS, WARNING, ERROR, RUNNING):
         amount = total.states.get(state, 0)
@@ -292,5 +299,6 @@ def _fields(row: Row, tally: Tally) -> dict[str, object]:
         "longest_ms": max(slot.durations, default=None),
         "period_s": tally.width,
         "partial": row.partial,
+        "sampled": row.sampled,
         "counted_since": format_time(tally.oldest) if tally.partial and tally.oldest and not row.name else None,
     }

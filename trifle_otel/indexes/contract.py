@@ -97,7 +97,8 @@ class Index(ABC):
         """Count the traces that a query finds, the newest ones of them, in at most so many slots of time.
 
         The query's `limit` and `after` say nothing here: as many as `most` are counted (where None, as `tallied`
-        says), and the answer is `partial` where there may be more.
+        says), and the answer is `partial` where there may be more. An index that can count all of them does, and
+        tells how many of each slot it took lines and durations of (`sampled`).
         """
         most = self.tallied if most is None else most
         records = list(islice(self._found(replace(query, limit=_PAGE, after=None)), most))

@@ -25,6 +25,8 @@ from trifle_otel.strict_json import clean_text, from_json, to_json
 SLOT_BITS = 21  # the lower bits of an id: they tell traces of one millisecond apart, and say nothing of their order
 _SLOTS = (1 << SLOT_BITS) - 1
 _MAX_MILLISECOND = (1 << 63 >> SLOT_BITS) - 1  # in 2109; what comes later shares it
+KEPT_SECONDS = (-_MAX_MILLISECOND // 1000, _MAX_MILLISECOND // 1000)
+"""Unix times that ids tell apart."""
 _MAX = 2**63 - 1
 _LONGEST = 10**9 - 1  # milliseconds; what takes longer has the same words
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

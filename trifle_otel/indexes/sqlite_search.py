@@ -8,6 +8,7 @@ sorted, and reading stops when the page is full.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -15,9 +16,19 @@ from itertools import groupby
 from typing import NamedTuple
 
 from trifle_otel.indexes import sqlite_rows as rows
-from trifle_otel.records import Query, TraceRecord
+from trifle_otel.records import RUNNING, TRACE_STATES, Query, TraceRecord
 from trifle_otel.strict_json import clean_text
-from trifle_otel.tallies import LONGEST_DURATION, MOST_ENTRIES, SHIFT, WIDTHS, Cell, Tally, tally_of
+from trifle_otel.tallies import (
+    LONGEST_DURATION,
+    MOST_ENTRIES,
+    SHIFT,
+    WIDTHS,
+    Cell,
+    Slot,
+    Tally,
+    tally_of,
+    width_for,
+)
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
@@ -53,6 +64,12 @@ _TALLY = (
 )
 
 
+_IN_LISTS = "labels MATCH ? AND rowid BETWEEN ? AND ?"
+_COUNT = f"SELECT count(*) FROM labels WHERE {_IN_LISTS}"
+COUNTING_SECONDS = 1.0
+"""How long all that match may be counted: a million take a tenth to a fifth of that."""
+
+
 class _Bounds(NamedTuple):
     """What is bound to `_WITHIN`: times are in microseconds, the duration in milliseconds."""
 
@@ -82,9 +99,16 @@ def tally(connection: sqlite3.Connection, query: Query, slots: int, most: int) -
     """The newest records that match, counted. The caller holds a read transaction.
 
     Here the words alone are compared: of all values that a search may ask for, one in a billion shares its own.
+    Where more match, the words' lists are counted, which takes no look at the records, and so many records are taken
+    as a sample; where that would take too long, the newest are counted alone.
     """
     expression = _expression(query)
-    bounds = _bounds(replace(query, after=None))
+    query = replace(query, after=None)
+    bounds = _bounds(query)
+    if not query.min_duration and _are_more(connection, query, most):  # those words stand for shorter ones too
+        counted = _counted(connection, query, slots)
+        if counted:
+            return _sampled(connection, query, counted, most)
     found = (_LABELLED if expression else _ALL).replace(_FOUND, _COUNTED, 1)
     values = [*([expression] if expression else []), *bounds, most, slots]
     rows_found = connection.execute(_TALLY.format(found=found), values).fetchall()
@@ -93,6 +117,109 @@ def tally(connection: sqlite3.Connection, query: Query, slots: int, most: int) -
     oldest = rows.time_of(min(row[1] for row in rows_found))
     cells = [Cell(*row[2:]) for row in rows_found]
     return tally_of(cells, rows_found[0][0], oldest, partial=sum(cell.traces for cell in cells) == most)
+
+
+def _are_more(connection: sqlite3.Connection, query: Query, than: int) -> bool:
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM labels WHERE {_IN_LISTS} LIMIT ?)"
+    low, high = _ids(query)
+    return bool(connection.execute(sql, (_any_of(query), low, high, than + 1)).fetchone()[0] > than)
+
+
+class _Counts(NamedTuple):
+    """How many traces there are: the id of the oldest, the width of a slot, and by its number its states."""
+
+    oldest: int
+    width: int
+    slots: dict[int, dict[str, int]]
+
+
+def _counted(connection: sqlite3.Connection, query: Query, slots: int) -> _Counts | None:
+    """All that match, of whom there are some; None where that takes too long, or ids do not tell their times apart.
+
+    Times are compared by their milliseconds, which ids begin with.
+    """
+    deadline = time.monotonic() + COUNTING_SECONDS
+    low, high = _ids(query)
+    found = _any_of(query), low, high
+    oldest, newest = (
+        connection.execute(
+            f"SELECT rowid FROM labels WHERE {_IN_LISTS} ORDER BY rowid {order} LIMIT 1", found
+        ).fetchone()[0]
+        for order in ("ASC", "DESC")
+    )
+    first, last = _second_of(oldest), _second_of(newest)
+    if not rows.KEPT_SECONDS[0] < first - SHIFT <= last - SHIFT < rows.KEPT_SECONDS[1]:
+        return None
+    width = width_for(first, last, slots)
+    expressions = _by_state(query)
+    counts = _Counts(oldest, width, {})
+    for number in range(first // width, last // width + 1):
+        within = _ids_of(number, width, low, high)
+        states = {
+            state: connection.execute(_COUNT, (expression, *within)).fetchone()[0]
+            for state, expression in expressions.items()
+        }
+        if any(states.values()):
+            counts.slots[number] = {state: amount for state, amount in states.items() if amount}
+        if time.monotonic() > deadline:
+            return None
+    return counts
+
+
+def _sampled(connection: sqlite3.Connection, query: Query, counted: _Counts, most: int) -> Tally:
+    """The tally, with lines and durations as the newest traces of each slot let them be estimated."""
+    width = counted.width
+    share = max(most // len(counted.slots), 1)
+    expression = _expression(query)
+    bounds = _bounds(query)
+    low, high = _ids(query)
+    found = (_LABELLED if expression else _ALL).replace(_FOUND, _COUNTED, 1)
+    sql = f"SELECT state, duration, count(*), sum(length) FROM ({found} LIMIT ?) GROUP BY state, duration"
+    slots: dict[int, Slot] = {}
+    for number, states in counted.slots.items():
+        first, last = _ids_of(number, width, low, high)
+        within = bounds._replace(lowest_id=first, highest_id=last)
+        sample = connection.execute(sql, [*([expression] if expression else []), *within, share]).fetchall()
+        slot = slots[number * width - SHIFT] = Slot(states)
+        seen = sum(row[2] for row in sample)
+        for state, duration, amount, length in sample:
+            slot.entries += round(length * slot.traces / seen)
+            if state != RUNNING:
+                amount = max(round(amount * slot.traces / seen), 1)
+                slot.durations[duration] = slot.durations.get(duration, 0) + amount
+    oldest = connection.execute("SELECT first_at FROM traces WHERE id = ?", (counted.oldest,)).fetchone()[0]
+    return Tally(width, slots, rows.time_of(oldest), sampled=share)
+
+
+def _any_of(query: Query) -> str:
+    """What finds all that is asked for, or all that there is, by words."""
+    return _expression(query) or " OR ".join(_by_state(query).values())
+
+
+def _by_state(query: Query) -> dict[str, str]:
+    """What finds those of each state."""
+    expression = _expression(query)
+    states = TRACE_STATES if query.state is None else (clean_text(query.state),)
+    others = f"{expression} AND " if expression else ""
+    return {state: f"{others}{rows.word('state', state)}" for state in states}
+
+
+def _ids(query: Query) -> tuple[int, int]:
+    """The first and the last id that may match: right where times are whole milliseconds, as those of slots are."""
+    bounds = _bounds(query)
+    whole = bounds.before % 1000 == 0
+    return bounds.lowest_id, min(bounds.highest_id, rows.first_id(bounds.before) - 1) if whole else bounds.highest_id
+
+
+def _second_of(number: int) -> int:
+    """The second that an id belongs to, as tallies count them."""
+    return (number >> rows.SLOT_BITS) // 1000 + SHIFT
+
+
+def _ids_of(number: int, width: int, low: int, high: int) -> tuple[int, int]:
+    """The first and the last id of a slot, within those."""
+    start = (number * width - SHIFT) * 1_000_000
+    return max(rows.first_id(start), low), min(rows.first_id(start + width * 1_000_000) - 1, high)
 
 
 def _references(connection: sqlite3.Connection, query: Query) -> Generator[str, None, None]:

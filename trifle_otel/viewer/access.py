@@ -70,6 +70,8 @@ class Guard:
         headers = Headers(scope=scope)
         if not self._knows_host(headers):
             return _refusal(scope, 421, "This viewer is not asked for under that name.")
+        if scope["method"] in ("GET", "HEAD") and _route_path(scope).startswith("/static/"):
+            return None  # the form for the token has a style too, and nothing of what was recorded is there
         if not self._allowed(scope, headers):
             return await self._login(scope, receive)
         if "token" in dict(parse_qsl(scope["query_string"].decode("latin-1"))):
@@ -136,6 +138,12 @@ class Guard:
 
 def _refusal(scope: Scope, status: int, told: str, headers: dict[str, str] | None = None) -> Response:
     return page(scope, "message.html", {"title": "Not here", "told": told}, status=status, headers=headers)
+
+
+def _route_path(scope: Scope) -> str:
+    """The path without the root, just as Starlette takes it for its routes."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def _host_name(host: str) -> str:

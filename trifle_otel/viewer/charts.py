@@ -77,6 +77,7 @@ class Charts:
         end: where they end.
         width: of a slot, in words.
         partial: whether older traces were not counted.
+        sampled: of how many traces of each slot lines and durations are estimates; 0 where of all.
     """
 
     charts: list[Chart]
@@ -90,6 +91,7 @@ class Charts:
     end: datetime
     width: str
     partial: bool
+    sampled: int
 
 
 def charts(tally: Tally, by_tag: Mapping[str, Tally] | None = None) -> Charts | None:
@@ -122,6 +124,7 @@ def charts(tally: Tally, by_tag: Mapping[str, Tally] | None = None) -> Charts | 
         moment_of(last + tally.width),
         _width(tally.width),
         tally.partial,
+        tally.sampled,
     )
 
 

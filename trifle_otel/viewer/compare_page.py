@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,12 +10,14 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trifle_otel import comparison
+from trifle_otel import comparison, differences
+from trifle_otel.arrangement import Opened
 from trifle_otel.comparison import Comparison, Execution, Step
+from trifle_otel.differences import Change
 from trifle_otel.outline import Block
 from trifle_otel.records import RESULT, TraceRecord
-from trifle_otel.viewer import lines, pretty
-from trifle_otel.viewer.shelf import Opened
+from trifle_otel.unfolding import Beside, read_beside
+from trifle_otel.viewer import lines
 from trifle_otel.viewer.site import Site, etag, unless_known
 from trifle_otel.viewer.templates import page
 from trifle_otel.viewer.texts import preview
@@ -25,12 +26,12 @@ from trifle_otel.wording import duration, size, visible
 
 PAGE = 500
 SHORT = 120
-MOST_COMPARED = 20_000
-"""Characters of a text of which the difference is looked for."""
-MOST_LINES = 400
 MOST_PARTS = 30
-CONTEXT = 2
+MOST_OF_A_LINE = 1_000
+MOST_BESIDE, MOST_BESIDE_FILES = 8_000_000, 100
+"""Bytes and files of what is stored beside a trace that are read, so that a page comes soon."""
 OTHERS = 20
+MOST_TROUBLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,10 @@ def compare_page(site: Site, request: Request) -> Response:
 
 def _page(site: Site, request: Request, left: TraceRecord, right: TraceRecord, start: int) -> Response:
     traces = site.shelf.open(left), site.shelf.open(right)
-    found = comparison.compare(*(Execution(trace.entries, trace.outline) for trace in traces))
-    rows = list(islice(_rows(found, traces), start, start + PAGE + 1))
+    beside = [_read_beside(site, trace) for trace in traces]
+    both = _execution(traces[0], beside[0]), _execution(traces[1], beside[1])
+    found = comparison.compare(*both)
+    rows = list(islice(_rows(found, both), start, start + PAGE + 1))
     urls = urls_of(request.scope)
     first = found.first_result
     values = {
@@ -89,13 +92,36 @@ def _page(site: Site, request: Request, left: TraceRecord, right: TraceRecord, s
         "next": urls.compare(left.reference, right.reference, {"from": start + PAGE}) if len(rows) > PAGE else None,
         "start": start,
         "swapped": urls.compare(right.reference, left.reference),
-        "first": None if first is None else _row(first, 0, traces, first),
+        "first": None if first is None else _row(first, 0, both, first),
         "path": _path(first),
         "amounts": _amounts(found),
         "others": _others(site, left, right),
         "url": lambda side, number: urls.trace((left, right)[side].reference, line=number),
+        "omitted": sum(each.omitted for each in beside),
+        "troubles": _troubles(traces, beside),
     }
     return page(request.scope, "compare.html", values)
+
+
+def _read_beside(site: Site, trace: Opened) -> Beside:
+    return read_beside(
+        site.archive,
+        trace.record,
+        trace.entries,
+        most_bytes=MOST_BESIDE,
+        most_files=MOST_BESIDE_FILES,
+        places=trace.offloaded,
+    )
+
+
+def _troubles(traces: Sequence[Opened], beside: Sequence[Beside]) -> list[str]:
+    """Why some of it cannot be compared."""
+    damaged = [str(damage) for trace in traces for damage in trace.entries.damaged]
+    return [*damaged, *(trouble for each in beside for trouble in each.troubles)][:MOST_TROUBLES]
+
+
+def _execution(trace: Opened, beside: Beside) -> Execution:
+    return Execution.of(beside.unfolded(trace.entries)) if beside.texts else Execution(trace.entries, trace.outline)
 
 
 def _others(site: Site, left: TraceRecord, right: TraceRecord) -> list[TraceRecord]:
@@ -131,10 +157,10 @@ def _path(step: Step | None) -> list[str]:
     return names[::-1]
 
 
-Traces = tuple[Opened, Opened]
+Both = tuple[Execution, Execution]
 
 
-def _rows(found: Comparison, traces: Traces) -> Iterator[Row]:
+def _rows(found: Comparison, both: Both) -> Iterator[Row]:
     """What differs, with what is around it; steps that are the same, between those, are counted."""
     same: list[Step] = []
     depth_of_same = 0
@@ -145,49 +171,46 @@ def _rows(found: Comparison, traces: Traces) -> Iterator[Row]:
             depth_of_same = depth
             continue
         if same:
-            yield _same_row(same, depth_of_same, traces)
+            yield _same_row(same, depth_of_same, both)
             same = []
         if step.verdict == comparison.SAME:
             same, depth_of_same = [step], depth
         else:
-            yield _row(step, depth, traces, first)
+            yield _row(step, depth, both, first)
     if same:
-        yield _same_row(same, depth_of_same, traces)
+        yield _same_row(same, depth_of_same, both)
 
 
-def _same_row(steps: Sequence[Step], depth: int, traces: Traces) -> Row:
-    row = _row(steps[0], depth, traces, None)
+def _same_row(steps: Sequence[Step], depth: int, both: Both) -> Row:
+    row = _row(steps[0], depth, both, None)
     row.same = len(steps)
     return row
 
 
-def _row(step: Step, depth: int, traces: Traces, first: Step | None) -> Row:
-    left = _side(traces[0], step.left, step.left_block)
-    right = _side(traces[1], step.right, step.right_block)
+def _row(step: Step, depth: int, both: Both, first: Step | None) -> Row:
+    left = _side(both[0], step.left, step.left_block)
+    right = _side(both[1], step.right, step.right_block)
     row = Row(step.verdict, min(depth, lines.MOST_INDENT), left, right, first=step is first)
     if step.verdict == comparison.RESULT:
-        texts = [
-            _result(trace, block) for trace, block in zip(traces, (step.left_block, step.right_block), strict=True)
-        ]
-        row.changes = changes(*texts)
+        row.changes = changes(_result(both[0], step.left_block), _result(both[1], step.right_block))
     return row
 
 
-def _side(trace: Opened, place: int | None, block: Block | None) -> Side | None:
+def _side(execution: Execution, place: int | None, block: Block | None) -> Side | None:
     if place is None:
         return None
-    entry = trace.entries[place]
+    entry = execution.entries[place]
     text = preview(block.message if block else entry.message, SHORT * 2)
     took = block.duration_ns if block else None
-    result = preview(_result(trace, block), SHORT) if block else ""
+    result = preview(_result(execution, block), SHORT) if block else ""
     return Side(place + 1, text, duration(took) if took else "", result, block.state if block else entry.state)
 
 
-def _result(trace: Opened, block: Block | None) -> str:
+def _result(execution: Execution, block: Block | None) -> str:
     """The result of a block as text; empty where it has none."""
     if block is None or block.result is None:
         return ""
-    entry = trace.entries[block.result]
+    entry = execution.entries[block.result]
     if entry.offloaded:
         return f"… ({'size unknown' if entry.size is None else size(entry.size)})"
     return entry.message.removeprefix(RESULT)
@@ -195,51 +218,13 @@ def _result(trace: Opened, block: Block | None) -> str:
 
 def changes(left: str, right: str) -> list[Part]:
     """Two results as pieces: by lines, where both are values of several lines, else by what is between equal ends."""
-    values = [pretty.parse(text[:MOST_COMPARED]) for text in (left, right)]
-    if values[0] is not None and values[1] is not None:
-        both = [pretty.lines(value) for value in values if value is not None]
-        if max(map(len, both)) > 1 and max(map(len, both)) <= MOST_LINES:
-            parts = list(_by_lines(*both))
-            return [*parts[:MOST_PARTS], *([Part("…", "same")] if len(parts) > MOST_PARTS else [])]
-    return list(_by_ends(left[:MOST_COMPARED], right[:MOST_COMPARED]))
+    found = list(islice(differences.changes(left, right, around=SHORT), MOST_PARTS + 1))
+    parts = [Part(_marked(change), change.side) for change in found[:MOST_PARTS]]
+    return [*parts, *([Part("…", differences.SAME)] if len(found) > MOST_PARTS else [])]
 
 
-def _by_lines(left: list[str], right: list[str]) -> Iterator[Part]:
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
-    last = 0
-    for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
-        if number or group[0][1]:
-            yield Part("…", "same")
-        for tag, left_start, left_end, right_start, right_end in group:
-            if tag == "equal":
-                yield from (Part(line, "same") for line in left[left_start:left_end])
-                continue
-            yield from (Part(line, "left") for line in left[left_start:left_end])
-            yield from (Part(line, "right") for line in right[right_start:right_end])
-        last = group[-1][2]
-    if last < len(left):
-        yield Part("…", "same")
-
-
-def _by_ends(left: str, right: str) -> Iterator[Part]:
-    start, least = 0, min(len(left), len(right))
-    while start < least and left[start] == right[start]:
-        start += 1
-    end = 0
-    while end < least - start and left[-1 - end] == right[-1 - end]:
-        end += 1
-    for text, kind in ((left, "left"), (right, "right")):
-        yield Part(_around(text, start, len(text) - end), kind)
-
-
-def _around(text: str, start: int, end: int) -> Markup:
-    """A text with what differs marked, and not much else of it."""
-    before, inner, after = text[:start], text[start:end], text[end:]
-    if len(before) > SHORT:
-        before = f"…{before[-SHORT:]}"
-    if len(after) > SHORT:
-        after = f"{after[:SHORT]}…"
-    if len(inner) > 8 * SHORT:
-        inner = f"{inner[: 8 * SHORT]}…"
-    marked = Markup("<mark>{}</mark>").format(visible(inner)) if inner else Markup()
-    return escape(visible(before)) + marked + escape(visible(after))
+def _marked(change: Change) -> Markup:
+    """A line with what differs marked, and not much of a long one."""
+    before = f"{change.before[:MOST_OF_A_LINE]}…" if len(change.before) > MOST_OF_A_LINE else change.before
+    inner = Markup("<mark>{}</mark>").format(visible(change.inner)) if change.inner else Markup()
+    return escape(visible(before)) + inner + escape(visible(change.after))

@@ -14,9 +14,10 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from trifle_otel import value_html, value_trees
 from trifle_otel.errors import NotFound
 from trifle_otel.records import RESULT, TraceRecord
-from trifle_otel.viewer import pretty
+from trifle_otel.viewer.finding import first_match
 from trifle_otel.viewer.site import Site
 from trifle_otel.viewer.templates import page
 from trifle_otel.viewer.texts import marked
@@ -62,7 +63,8 @@ def line_page(site: Site, request: Request) -> Response:
     """A page about one line: all that it says. Raises `NotFound`."""
     record = site.trace(request)
     number, data = _line(site, record, request)
-    part = _part(request)
+    find = request.query_params.get("q", "").strip()
+    part = _part_with(data, find) if find and "part" not in request.query_params else _part(request)
     if part and part * PART >= len(data):
         raise NotFound(f"line {number} ends before that")
     shown = _decoded(data[part * PART : (part + 1) * PART + _CHARACTER], first=not part)
@@ -72,11 +74,11 @@ def line_page(site: Site, request: Request) -> Response:
         "record": record,
         "number": number,
         "size": size(len(data)),
-        "text": marked(shown),
-        "value": _value(shown.removeprefix(RESULT)) if len(data) <= PART else None,
+        "text": marked(shown, find),
+        "value": _value(shown.removeprefix(RESULT)) if len(data) <= PART and not find else None,
         "download": urls.text(reference, number),
-        "before": urls.line(reference, number, {"part": part - 1}) if part else None,
-        "after": urls.line(reference, number, {"part": part + 1}) if len(data) > (part + 1) * PART else None,
+        "before": urls.line(reference, number, {"q": find, "part": part - 1}) if part else None,
+        "after": urls.line(reference, number, {"q": find, "part": part + 1}) if len(data) > (part + 1) * PART else None,
         "part": part + 1,
     }
     return page(request.scope, "line.html", values)
@@ -189,6 +191,13 @@ def _part(request: Request) -> int:
     return int(given) if given.isascii() and given.isdigit() and len(given) < 7 else 0
 
 
+def _part_with(data: bytes, find: str) -> int:
+    """The first part of a text that has what is looked for; the first one of all where none has."""
+    text = data.decode("utf-8", "backslashreplace")
+    found = first_match(text, find)
+    return len(text[: found.start()].encode(errors="replace")) // PART if found else 0
+
+
 def _line(site: Site, record: TraceRecord, request: Request) -> tuple[int, bytes]:
     """A line's number, and all bytes of what it says. Raises `NotFound`."""
     number = request.path_params["number"]
@@ -203,5 +212,5 @@ def _line(site: Site, record: TraceRecord, request: Request) -> tuple[int, bytes
 
 
 def _value(text: str) -> object:
-    parsed = pretty.parse(text)
-    return None if parsed is None else pretty.html(parsed)
+    parsed = value_trees.parse(text)
+    return None if parsed is None else value_html.html(parsed)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from markupsafe import Markup
 
+from trifle_otel import value_html, value_trees
+from trifle_otel.arrangement import Opened
 from trifle_otel.outline import Block
 from trifle_otel.records import OPENED, RESULT, Entry
-from trifle_otel.viewer import pretty
-from trifle_otel.viewer.shelf import Opened
 from trifle_otel.viewer.texts import marked, preview, shown
 from trifle_otel.wording import duration, size
 
@@ -110,13 +110,23 @@ class Window:
         return self.start // WINDOW
 
 
-def window(trace: Opened, places: Sequence[int], *, line: int | None = None, find: str = "") -> Window:
-    """The page of `places` on which a line is: the first one where none is given, the last one for one beyond it."""
+def window(
+    trace: Opened,
+    places: Sequence[int],
+    *,
+    line: int | None = None,
+    find: str = "",
+    excerpts: Mapping[int, str] | None = None,
+) -> Window:
+    """The page of `places` on which a line is: the first one where none is given, the last one for one beyond it.
+
+    What is looked for (`find`) is marked. `excerpts` has what was found of it beside the lines, by place.
+    """
     total = len(places)
     at = 0 if line is None else min(_index(trace, places, line - 1), max(total - 1, 0))
     start = at // WINDOW * WINDOW
     end = min(start + WINDOW, total)
-    maker = _Rows(trace, find)
+    maker = _Rows(trace, find, excerpts or {})
     rows = list(maker.rows(places[start:end]))
     open_blocks = len(maker.around) - _without_empty(rows)
     starts = [places[first] + 1 for first in range(0, total, WINDOW)]
@@ -149,9 +159,10 @@ def _index(trace: Opened, places: Sequence[int], place: int) -> int:
 class _Rows:
     """Makes the rows of one page."""
 
-    def __init__(self, trace: Opened, find: str) -> None:
+    def __init__(self, trace: Opened, find: str, excerpts: Mapping[int, str]) -> None:
         self.trace = trace
         self.find = find
+        self.excerpts = excerpts
         self.around: list[Block] = []
         self.text_left = PAGE_TEXT_LENGTH
         self.value_left = PAGE_LENGTH
@@ -178,21 +189,21 @@ class _Rows:
         trace = self.trace
         entry = trace.entries[place]
         block = trace.outline.owners[place]
-        if block is not None and block.opened == place and trace.shown[block] is block:
+        if block is not None and block.opened == place and trace.within(block) is block:
             self.around.append(block)
             return self._opening(block, "opens")
         row = Row(place + 1, self._kind(place, entry, block), state=entry.state)
         level = entry.level if "level" in entry.stored else trace.outline.depth(place)
         row.indent = min(level, MOST_INDENT)
         if entry.type == "media":
-            self._media(row, entry)
+            self._media(row, place, entry)
         elif row.kind in ("value", "raw"):
             self._value(row, entry.message)
         else:
             self._text(row, entry.message)
         if entry.type == "head":
             row.head, row.since = True, _since(trace.headings.get(place))
-        row.matches = self._is_match(entry.message)
+        row.matches = self._is_match(place, entry)
         return row
 
     def _kind(self, place: int, entry: Entry, block: Block | None) -> str:
@@ -209,12 +220,12 @@ class _Rows:
         entry = trace.entries[block.opened]
         row = Row(block.opened + 1, kind, indent=min(block.level, MOST_INDENT), state=block.state)
         if entry.offloaded:
-            row.text, row.rest, row.name = "", _amount(entry), entry.message
+            row.text, row.rest, row.name = self._excerpt(block.opened), _amount(entry), entry.message
         else:
             self._text(row, entry.message.removesuffix(OPENED))
         if entry.type == "head":
             row.head, row.since = True, _since(trace.headings.get(block.opened))
-        row.matches = self._is_match(entry.message)
+        row.matches = self._is_match(block.opened, entry)
         self._time(row, block)
         return row
 
@@ -253,18 +264,25 @@ class _Rows:
             row.rest = size(len(text.encode(errors="replace")))
             return
         self.value_left -= len(text)
-        value = None if self.find else pretty.parse(text)  # what was looked for is marked in plain text
-        row.value = marked(text, self.find) if value is None else pretty.html(value)
+        value = None if self.find else value_trees.parse(text)  # what was looked for is marked in plain text
+        row.value = marked(text, self.find) if value is None else value_html.html(value)
 
-    def _media(self, row: Row, entry: Entry) -> None:
+    def _media(self, row: Row, place: int, entry: Entry) -> None:
         row.name = entry.message
         row.rest = _amount(entry)
+        if row.kind == "offloaded":
+            row.text = self._excerpt(place)
         if row.kind == "artifact":
             row.text = marked(entry.message, self.find)
             row.image = bool(IMAGE_NAMES.search(entry.message)) and (entry.size or 0) <= MOST_IMAGE_BYTES
 
-    def _is_match(self, message: str) -> bool:
-        return bool(self.find) and self.find.casefold() in message.casefold()
+    def _excerpt(self, place: int) -> Markup:
+        return marked(self.excerpts.get(place, ""), self.find)
+
+    def _is_match(self, place: int, entry: Entry) -> bool:
+        if not self.find:
+            return False
+        return place in self.excerpts if entry.offloaded else self.find.casefold() in entry.message.casefold()
 
 
 def _chain(container: Block | None, trace: Opened) -> list[Block]:

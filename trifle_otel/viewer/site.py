@@ -17,6 +17,7 @@ from trifle_otel.heartbeat import told
 from trifle_otel.records import TraceRecord
 from trifle_otel.tallies import Tally
 from trifle_otel.viewer import searching
+from trifle_otel.viewer.finding import Finder
 from trifle_otel.viewer.searching import Filters
 from trifle_otel.viewer.settings import Settings
 from trifle_otel.viewer.shelf import Shelf
@@ -60,6 +61,7 @@ class Site:
         self.archive = archive
         self.settings = settings
         self.shelf = Shelf(archive)
+        self.finder = Finder(archive)
         self._clock = clock
         self._lock = threading.Lock()  # guards _overviews
         self._overviews: OrderedDict[Filters, tuple[float, Overview]] = OrderedDict()

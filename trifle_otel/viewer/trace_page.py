@@ -11,12 +11,14 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from trifle_otel import value_html, value_trees
+from trifle_otel.arrangement import Opened
 from trifle_otel.errors import TrifleError
 from trifle_otel.records import ERROR, TraceRecord
 from trifle_otel.references import segments
 from trifle_otel.strict_json import to_json
-from trifle_otel.viewer import lines, neighbours, pretty
-from trifle_otel.viewer.shelf import Opened
+from trifle_otel.viewer import lines, neighbours
+from trifle_otel.viewer.finding import Matches
 from trifle_otel.viewer.site import Site, etag, unless_known
 from trifle_otel.viewer.templates import page, short
 from trifle_otel.viewer.urls import Urls, urls_of
@@ -24,6 +26,7 @@ from trifle_otel.wording import call, duration, visible
 
 ALL, OVERVIEW, PROBLEMS, MATCHES = "all", "overview", "problems", "matches"
 MOST_FIND = 200
+MOST_TROUBLES = 5
 REFRESH_SECONDS = 2
 MOST_RELATED = 10
 MOST_ARTIFACTS = 50
@@ -79,11 +82,11 @@ def trace_page(site: Site, request: Request) -> Response:
 def _page(site: Site, request: Request, record: TraceRecord, asked: Asked) -> Response:
     trace = site.shelf.open(record)
     urls = urls_of(request.scope)
-    matches = trace.matches(asked.find) if asked.find else []
-    if matches and asked.line is None and asked.view == ALL:
-        return RedirectResponse(urls.trace(record.reference, asked.params(), line=matches[0] + 1), 303)
-    places = _places(trace, asked, matches)
-    shown = lines.window(trace, places, line=asked.line, find=asked.find)
+    matches = site.finder.find(trace, asked.find) if asked.find else Matches()
+    if matches.places and asked.line is None and asked.view == ALL:
+        return RedirectResponse(urls.trace(record.reference, asked.params(), line=matches.places[0] + 1), 303)
+    places = _places(trace, asked, matches.places)
+    shown = lines.window(trace, places, line=asked.line, find=asked.find, excerpts=matches.excerpts)
     values = {
         "record": record,
         "trace": trace,
@@ -142,7 +145,7 @@ def _last_success(site: Site, record: TraceRecord, before: TraceRecord | None) -
 
 
 def _navigation(
-    urls: Urls, record: TraceRecord, trace: Opened, asked: Asked, shown: lines.Window, matches: Sequence[int]
+    urls: Urls, record: TraceRecord, trace: Opened, asked: Asked, shown: lines.Window, matches: Matches
 ) -> dict[str, object]:
     """Where one can go from here within the trace."""
     reference = record.reference
@@ -167,7 +170,7 @@ def _navigation(
         "pages": _pages(urls, reference, asked, shown),
         "fold_url": urls.trace(reference, asked.params(fold=None if asked.folded else 1, line=asked.line)),
         "line_url": lambda number: urls.trace(reference, line=number),
-        "whole_url": lambda number: urls.line(reference, number),
+        "whole_url": lambda number: urls.line(reference, number, {"q": asked.find}),
         "self_url": urls.trace(reference, asked.params(line=asked.line)),
     }
 
@@ -179,7 +182,7 @@ def _fails(trace: Opened, place: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was looked for: how often it is there, and where else."""
+    """What was looked for: how often it is there, where else, and what was not looked into."""
 
     amount: int
     here: int
@@ -188,12 +191,14 @@ class Found:
     only: str
     everything: str
     clear: str
+    omitted: int
+    troubles: list[str]
 
 
-def _matches(urls: Urls, reference: str, asked: Asked, matches: Sequence[int]) -> Found | None:
+def _matches(urls: Urls, reference: str, asked: Asked, matches: Matches) -> Found | None:
     if not asked.find:
         return None
-    numbers = [place + 1 for place in matches]
+    numbers = [place + 1 for place in matches.places]
     current = asked.line or 0
     here = next((index for index, number in enumerate(numbers) if number >= current), 0) if asked.line else -1
     before = numbers[here - 1] if numbers and here > 0 else None
@@ -210,6 +215,8 @@ def _matches(urls: Urls, reference: str, asked: Asked, matches: Sequence[int]) -
         urls.trace(reference, asked.params(view=MATCHES)),
         urls.trace(reference, asked.params(view=None)),
         urls.trace(reference, asked.params(view=None, q=None, line=asked.line)),
+        matches.omitted,
+        matches.troubles[:MOST_TROUBLES],
     )
 
 
@@ -260,8 +267,8 @@ def _value(value: object) -> Markup | str:
     text = value if isinstance(value, str) else to_json(value).decode()
     if isinstance(value, str) or len(text) > MOST_VALUE:
         return short(text, MOST_VALUE)
-    parsed = pretty.parse(text)
-    return text if parsed is None else pretty.html(parsed)
+    parsed = value_trees.parse(text)
+    return text if parsed is None else value_html.html(parsed)
 
 
 def _filled(template: str, record: TraceRecord, trace: Opened) -> str:

@@ -194,6 +194,7 @@
   useKeys();
   localTimes();
   toAnchor();
+  $(".file mark")?.scrollIntoView({ block: "center", behavior: "instant" });
   tick();
   setInterval(tick, 1000);
   refresh();

@@ -1,7 +1,7 @@
-"""Values as people read them: a result's JSON or `repr` as a tree, as lines to be compared, as HTML that folds.
+"""Values as people read them: a result's JSON or `repr` as a tree, and as lines to be compared.
 
 One reader serves both languages, and what is nearly one of them: it knows brackets, texts, numbers and words. Text that
-is no such value, is damaged, or too large, is left as it is.
+is no such value, is damaged, or too large, is left as it is. Values as HTML are `value_html`'s business.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from markupsafe import Markup, escape
-
-from trifle_otel.wording import count, visible
+from trifle_otel.wording import visible
 
 MOST_CHARACTERS = 200_000
 MOST_TOKENS = 20_000
 MOST_DEPTH = 40
 ONE_LINE = 72  # characters of a group that stays in one line
 
-_CLOSERS = {"{": "}", "[": "]", "(": ")"}
-_EMPTY = Markup()
+CLOSERS = {"{": "}", "[": "]", "(": ")"}
 _LOOKS_LIKE_ONE = re.compile(r"\s*(?:[\[{(]|[A-Za-z_][\w.]{0,200}\()")
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
@@ -34,15 +31,18 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 """A text without an end goes on to the end of all: each quote is looked at once."""
-_CONSTANTS = {"true", "false", "null", "True", "False", "None", "NaN", "nan", "inf", "Infinity"}
+
+
+Item = list["tuple[str, str] | Group"]
+"""What stands between two commas: tokens (kind and text) and groups."""
 
 
 @dataclass(slots=True)
 class Group:
-    """What stands between two brackets: items, each of tokens (kind and text) and of groups."""
+    """What stands between two brackets: items."""
 
     opened: str
-    items: list[list[tuple[str, str] | Group]] = field(default_factory=lambda: [[]])
+    items: list[Item] = field(default_factory=lambda: [[]])
     length: int = 2  # characters in one line
 
     @property
@@ -84,7 +84,7 @@ def _take(stack: list[Group], kind: str, text: str) -> bool:
         stack.append(inner)
         return len(stack) <= MOST_DEPTH
     elif kind == "closed":
-        if len(stack) == 1 or _CLOSERS[group.opened] != text:
+        if len(stack) == 1 or CLOSERS[group.opened] != text:
             return False
         stack.pop()
         stack[-1].length += group.length
@@ -109,7 +109,7 @@ def lines(value: Group) -> list[str]:
     return list(_lines(value.items[0], ""))
 
 
-def _lines(item: list[tuple[str, str] | Group], indent: str, ending: str = "") -> Iterator[str]:
+def _lines(item: Item, indent: str, ending: str = "") -> Iterator[str]:
     line = indent
     for part in item:
         if isinstance(part, tuple):
@@ -121,7 +121,7 @@ def _lines(item: list[tuple[str, str] | Group], indent: str, ending: str = "") -
             filled = [each for each in part.items if each]
             for inner in filled:
                 yield from _lines(inner, f"{indent}  ", ",")
-            line = indent + _CLOSERS[part.opened]
+            line = indent + CLOSERS[part.opened]
     yield line.rstrip() + ending
 
 
@@ -130,56 +130,4 @@ def _flat(group: Group) -> str:
         "".join(part[1] if isinstance(part, tuple) else _flat(part) for part in item).strip() for item in group.items
     ]
     ending = "," if len(items) == 2 and not items[1] else ""  # a tuple of one
-    return f"{group.opened}{', '.join(filter(None, items))}{ending}{_CLOSERS[group.opened]}"
-
-
-def html(value: Group) -> Markup:
-    """A value as HTML: groups that do not fit into a line fold."""
-    return _item(value.items[0])
-
-
-def _item(item: list[tuple[str, str] | Group]) -> Markup:
-    done = _EMPTY
-    line = _EMPTY
-    for number, part in enumerate(item):
-        if isinstance(part, tuple):
-            line += _token(item, number, *part)
-        elif not part.folds:
-            line += _one_line(part)
-        else:  # what stands before it is in the line that folds it
-            done += _folding(part, line)
-            line = Markup('<span class="v-end">{}</span>').format(_CLOSERS[part.opened])
-    return done + line
-
-
-def _token(item: list[tuple[str, str] | Group], number: int, kind: str, text: str) -> Markup:
-    named = number == 0 and len(item) > 1 and item[1] in (("other", ":"), ("other", "="))
-    if kind in ("text", "word") and named:
-        kind = "name"
-    elif kind == "word" and text in _CONSTANTS:
-        kind = "constant"
-    if kind in ("space", "other", "word"):
-        return escape(text)
-    return Markup('<span class="v-{}">{}</span>').format(kind, text)
-
-
-def _one_line(group: Group) -> Markup:
-    items = [_item(item) for item in group.items]
-    ending = "," if len(items) == 2 and not items[1] else ""
-    return Markup("{}{}{}{}").format(
-        group.opened, Markup(", ").join(filter(None, items)), ending, _CLOSERS[group.opened]
-    )
-
-
-def _folding(group: Group, before: Markup) -> Markup:
-    items = [_item(item) for item in group.items if item]
-    if all(len(item) == 1 and isinstance(item[0], tuple) for item in group.items if item):
-        items = [Markup(", ").join(items)]  # a list of numbers, say, runs on like text
-    endings = [","] * (len(items) - 1) + [""]
-    inside = _EMPTY.join(
-        Markup('<div class="v-item">{}{}</div>').format(item, ending)
-        for item, ending in zip(items, endings, strict=True)
-    )
-    return Markup(
-        '<details class="v-group" open><summary>{}{}<span class="v-count">{}</span></summary>{}</details>'
-    ).format(before, group.opened, count(group.count, "item"), inside)
+    return f"{group.opened}{', '.join(filter(None, items))}{ending}{CLOSERS[group.opened]}"
