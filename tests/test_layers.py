@@ -38,17 +38,21 @@ class Layer(NamedTuple):
     others: str = ""
 
 
-PLAIN = "errors records references strict_json encoding conventions values redaction settings runtime"
+PLAIN = "errors interruptions records references strict_json encoding conventions values redaction settings runtime"
 CONTRACTS = "stores.contract indexes.contract"
 JOBS = "recording live_spans wrapping calls packing"
-STORED = "errors records references strict_json encoding"
+STORED = "errors records references strict_json encoding plain_files"
 COMMANDS = (
     "checkup archive reading queries outline heartbeat wording tallies comparison configuration recording"
     " grep patterns following"
-    " replaying.replay receiver.server span_exporter delivery shipper spool metrics viewer.* otlp.endpoint"
+    " arrangement differences value_trees unfolding replaying.replay receiver.server span_exporter"
+    " delivery shipper spool metrics otlp.endpoint"
     " otlp.sending otlp.files executions.importing"
 )
-SHOWN = f"{STORED} archive reading queries outline heartbeat wording tallies comparison"
+SHOWN = (
+    f"{STORED} archive reading queries outline arrangement heartbeat wording tallies comparison"
+    " differences unfolding value_trees value_html"
+)
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
 LAYERS = {
@@ -56,19 +60,22 @@ LAYERS = {
     "errors": Layer(),
     "records": Layer(),
     "conventions": Layer(),
-    "references": Layer("errors"),
+    "interruptions": Layer(),
+    "references": Layer("errors interruptions"),
+    "plain_files": Layer("errors"),
     "strict_json": Layer("errors", "orjson"),
     "shapes": Layer("strict_json", "msgspec"),
     "encoding": Layer("errors records references strict_json", "orjson isal"),
-    "values": Layer("errors conventions strict_json encoding", "orjson"),
+    "values": Layer("errors conventions strict_json encoding interruptions", "orjson"),
     "redaction_rules": Layer("errors"),
     "redaction_keys": Layer("errors redaction_rules"),
     "redaction_text": Layer("errors redaction_rules redaction_keys"),
     "redaction": Layer(
-        "errors records strict_json values redaction_text redaction_rules redaction_keys", "ahocorasick_rs"
+        "errors interruptions records strict_json values redaction_text redaction_rules redaction_keys",
+        "ahocorasick_rs",
     ),
     "settings": Layer("errors records conventions values redaction", "opentelemetry-api"),
-    "runtime": Layer("errors records conventions values redaction settings"),
+    "runtime": Layer("errors interruptions records conventions values redaction settings"),
     # what a job calls: OpenTelemetry's API, nothing that does I/O
     "otel_context": Layer("", "opentelemetry-api"),
     "clock": Layer(PLAIN),
@@ -109,7 +116,7 @@ LAYERS = {
     "receiver.over_http": Layer("receiver.answers receiver.bodies otlp.spans", "h11"),
     "receiver.over_grpc": Layer("receiver.answers receiver.bodies receiver.over_http otlp.spans", "grpc"),
     "receiver.metrics": Layer("conventions", "opentelemetry-api"),
-    "receiver.journal": Layer("errors strict_json spool"),
+    "receiver.journal": Layer("errors strict_json plain_files spool"),
     "receiver.claims": Layer("span_data otlp.spans receiver.journal", "otlp"),
     "receiver.intake": Layer(
         f"{PLAIN} span_data otlp.spans receiver.answers receiver.metrics receiver.journal receiver.claims",
@@ -132,7 +139,7 @@ LAYERS = {
     ),
     # storing: two contracts, the drivers behind them, and what knows the contracts alone
     "stores": Layer(),
-    "stores.contract": Layer("errors records"),
+    "stores.contract": Layer("errors records plain_files"),
     "stores.files": Layer(f"{STORED} stores.contract"),
     "stores.memory": Layer(f"{STORED} stores.contract"),
     "stores.objects": Layer(
@@ -148,7 +155,7 @@ LAYERS = {
     "stores.lifecycle": Layer("errors stores.object_urls", "boto3 botocore"),
     "stores.object_driver": Layer("errors stores.contract stores.object_urls", "obstore"),
     "stores.object_urls": Layer("errors records stores.contract"),
-    "stores.parallel": Layer("errors records stores.contract"),
+    "stores.parallel": Layer("errors records plain_files stores.contract"),
     "indexes.remote": Layer("errors records"),
     "indexes.postgres_table": Layer(f"{STORED} tallies indexes.contract indexes.remote", "psycopg"),
     "indexes.mongo_documents": Layer(f"{STORED} indexes.contract indexes.remote", "pymongo bson"),
@@ -159,6 +166,11 @@ LAYERS = {
     "heartbeat": Layer("records"),
     "wording": Layer(STORED),
     "comparison": Layer("records outline"),
+    "arrangement": Layer("records outline reading"),
+    "unfolding": Layer(f"{STORED} archive reading stores.contract"),
+    "differences": Layer("value_trees"),
+    "value_trees": Layer("wording"),
+    "value_html": Layer("value_trees wording", "markupsafe"),
     "reading": Layer(f"{STORED} stores.contract"),
     "patterns": Layer("errors strict_json"),
     "part_lines": Layer(STORED, "msgspec"),
@@ -167,13 +179,13 @@ LAYERS = {
     "reindex": Layer(f"{STORED} reading stores.contract"),
     "archive": Layer(f"{PLAIN} {CONTRACTS} queries reading reindex spool shipper configuration"),
     "closing": Layer(STORED),
-    "spool": Layer(f"{PLAIN} closing packing recording", "platformdirs"),
+    "spool": Layer(f"{PLAIN} plain_files closing packing recording", "platformdirs"),
     "backlog": Layer(f"{STORED} spool"),
-    "adoption": Layer(f"{PLAIN} {CONTRACTS} stores.parallel spool"),
+    "adoption": Layer(f"{PLAIN} {CONTRACTS} plain_files stores.parallel spool"),
     "delivery": Layer(
         f"{PLAIN} {CONTRACTS} archive closing spool shipper packing metrics recording clock", "opentelemetry-api"
     ),
-    "checkup": Layer(f"{PLAIN} {CONTRACTS} archive spool"),
+    "checkup": Layer(f"{PLAIN} plain_files {CONTRACTS} archive spool"),
     "shipper": Layer(
         f"{PLAIN} {CONTRACTS} archive adoption backlog spool packing metrics recording", "opentelemetry-api"
     ),
@@ -198,9 +210,9 @@ LAYERS = {
     "viewer": Layer(f"{SHOWN} viewer.*"),
     "viewer.*": Layer(f"{SHOWN} viewer viewer.*", "starlette uvicorn jinja2 markupsafe"),
     "cli": Layer(f"{PLAIN} {COMMANDS} cli.*", "rich cyclopts"),
-    "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples examples.* viewer", "rich cyclopts"),
+    "cli.*": Layer(f"{PLAIN} {COMMANDS} cli cli.* examples examples.*", "rich cyclopts"),
     "cli.run": Layer(f"{PLAIN} {COMMANDS} cli cli.* integrations.executors", "cyclopts opentelemetry-api"),
-    "cli.report_html": Layer(f"{STORED} {COMMANDS} cli cli.*", "markupsafe"),
+    "cli.report_html": Layer(f"{STORED} {COMMANDS} value_html cli cli.*", "markupsafe"),
     "cli.ui": Layer(f"{PLAIN} {COMMANDS} cli cli.* viewer viewer.*", "cyclopts uvicorn"),
     "cli.rerun": Layer(f"{PLAIN} {COMMANDS} cli cli.*", "dramatiq"),
     "__main__": Layer("cli"),

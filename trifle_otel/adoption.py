@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trifle_otel.encoding import RECORD_NAME, decode_record, encode_record
+from trifle_otel.encoding import MAX_RECORD_BYTES, RECORD_NAME, decode_record, encode_record
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.plain_files import is_plain, read_plain
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.spool import ASIDE, LOCK, Orphan, Parcel, Spool, adopt, size_of
 from trifle_otel.stores.parallel import at_once
@@ -245,11 +246,12 @@ class Adopter:
 
 
 def _remove(path: str, why: str, dropped: Counter[str]) -> None:
-    if os.path.isdir(path):
+    if _is_folder(path):
         dropped[why] += 1
         shutil.rmtree(path)
     else:
-        dropped[ROWS_DROPPED] += Path(path).read_bytes().count(b"\n")
+        if is_plain(path):
+            dropped[ROWS_DROPPED] += read_plain(path).count(b"\n")
         os.unlink(path)
 
 
@@ -284,7 +286,7 @@ def is_stored(store: Store, record: TraceRecord) -> bool:
     """Whether the archive holds this trace's payload, and holds it finished."""
     try:
         with store.open(record.folder, RECORD_NAME) as stream:
-            return decode_record(stream.read()).finished
+            return decode_record(stream.read(MAX_RECORD_BYTES)).finished
     except (NotFound, DamagedArchive):
         return False
 
@@ -299,4 +301,8 @@ def _left(folder: Path) -> Iterator[tuple[float, str]]:
 
 
 def _size(path: str) -> int:
-    return size_of(Path(path)) if os.path.isdir(path) else os.stat(path).st_size
+    return size_of(Path(path)) if _is_folder(path) else os.lstat(path).st_size
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

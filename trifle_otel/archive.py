@@ -6,6 +6,7 @@ is `configuration`'s business, writing is the shipper's, which uses `store` and 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
@@ -20,6 +21,8 @@ from trifle_otel.reading import Entries, read_entries
 from trifle_otel.records import Page, Position, TraceRecord
 from trifle_otel.reindex import stored_record, stored_records
 from trifle_otel.stores.contract import Store
+
+_log = logging.getLogger("trifle_otel")
 
 _BATCH = 256
 _ALL = 10_000_000
@@ -37,6 +40,7 @@ class Archive:
         index: the index.
         url: the name of the archive, for messages.
         spool: where processes leave what they could not ship, for `recover`; None where there is no such place.
+        group: whether others of its group are meant to read it, for `checkup`.
         before_reading: called before anything is read, so that a process sees what it has just recorded.
     """
 
@@ -45,6 +49,7 @@ class Archive:
         self.index = index
         self.url = url
         self.spool: Path | None = None
+        self.group = False
         self.before_reading: Callable[[], object] | None = None
 
     @classmethod
@@ -154,7 +159,7 @@ class Archive:
             return len(self.index.expired(now, limit=_ALL)) + sum(1 for _ in self._forgotten(now))
         count = self._delete_expired(now)
         for record in self._forgotten(now):
-            self.store.delete(record.folder)
+            self._delete_payload(record)
             count += 1
         return count
 
@@ -225,12 +230,24 @@ class Archive:
 
     def _delete_expired(self, now: datetime) -> int:
         count = 0
+        before: list[str] = []
         while records := self.index.expired(now):
-            self.index.delete([record.reference for record in records])
+            references = [record.reference for record in records]
+            if references == before:
+                raise DamagedArchive(f"the index {self.index!r} keeps what is deleted from it")
+            before = references
+            self.index.delete(references)
             for record in records:
-                self.store.delete(record.folder)
+                self._delete_payload(record)
             count += len(records)
         return count
+
+    def _delete_payload(self, record: TraceRecord) -> None:
+        """Delete the payload of a trace whose time is over; one that is not as it should be holds up no other."""
+        try:
+            self.store.delete(record.folder)
+        except (DamagedArchive, UsageError) as error:
+            _log.warning("the payload of %s is left where it is: %s", record.reference, error)
 
     def _forgotten(self, now: datetime) -> Iterable[TraceRecord]:
         """The traces in the store whose time is over and that the index does not know."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trifle_otel.errors import TrifleError
+from trifle_otel.plain_files import make_folders
 from trifle_otel.records import Query, TraceRecord
 from trifle_otel.references import new_reference, segments
 from trifle_otel.spool import ASIDE, size_of
@@ -102,7 +103,7 @@ def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
     if root is None:
         yield "warning", "there is none: what waits for this archive waits in memory"
         return
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folders(root)
     with tempfile.NamedTemporaryFile(dir=root) as file:
         file.write(b"check")
     waiting = [path for path in root.iterdir() if path.is_dir() and path.name != ASIDE]
@@ -121,18 +122,20 @@ def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
 
 
 def _permissions(archive: Archive) -> Iterator[tuple[str, str]]:
-    folders = [path for path in (_local_folder(archive), archive.spool) if path is not None and path.is_dir()]
+    looked_at = [(_local_folder(archive), 0o027 if archive.group else 0o077), (archive.spool, 0o077)]
+    folders = [(path, others) for path, others in looked_at if path is not None and path.is_dir()]
     if os.name == "nt" or not folders:
         return
-    for folder in folders:
+    for folder, others in folders:
         mode = stat.S_IMODE(folder.stat().st_mode)
-        if mode & 0o077:
-            yield (
-                "warning",
-                f"others on this machine may open {folder} (mode {mode:o}); `chmod 700` it unless that is meant",
-            )
+        if mode & others:
+            meant = f"`chmod {0o700 | (mode & 0o070 & ~others):o}` it unless that is meant"
+            yield "warning", f"others on this machine may open {folder} (mode {mode:o}); {meant}"
         else:
-            yield "success", f"{folder} is its owner's alone"
+            yield (
+                "success",
+                f"{folder} is its owner's alone" if others & 0o040 else f"{folder} is for its group to read",
+            )
 
 
 def _clock(archive: Archive) -> Iterator[tuple[str, str]]:

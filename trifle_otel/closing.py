@@ -15,6 +15,7 @@ from typing import Any
 
 from trifle_otel.encoding import RECORD_NAME, decode_part, encode_part, encode_record, parse_part_name, part_name
 from trifle_otel.errors import DamagedArchive
+from trifle_otel.plain_files import read_plain, write_anew
 from trifle_otel.records import ERROR, Entry, TraceRecord
 
 _JOURNAL = re.compile(r"journal_([1-9][0-9]*)\.json(\.gz)?")
@@ -39,13 +40,12 @@ def close_dead(folder: Path, record: TraceRecord, owner: str) -> TraceRecord:
     entry["ns"] = int(now.timestamp() * 1_000_000_000)
     if record.span_id is not None:
         entry["span"] = record.span_id
-    compress = not any((folder / part_name(number, compress=False)).exists() for number in range(1, parts + 1))
-    name = part_name(parts + 1, compress=compress)
-    (folder / name).write_bytes(encode_part([entry], compress=compress))
+    compress = not any(path.suffix == ".json" for path in _parts(folder).values())
+    write_anew(folder / part_name(parts + 1, compress=compress), encode_part([entry], compress=compress))
     counters = _counted(record.counters, [*more, entry])
     closed = replace(record, state=ERROR, counters=counters, length=record.length + len(more) + 1, parts=parts + 1)
     temporary = folder / f".{RECORD_NAME}"
-    temporary.write_bytes(encode_record(closed))
+    write_anew(temporary, encode_record(closed))
     os.replace(temporary, folder / RECORD_NAME)
     return closed
 
@@ -65,18 +65,24 @@ def remove_journals(folder: str) -> None:
 def _unrecorded(folder: Path, parts: int) -> tuple[int, list[dict[str, Any]]]:
     """Parts that were written after the record was: how many parts there are then, and their entries."""
     more: list[dict[str, Any]] = []
-    while True:
-        path = next((path for path in folder.iterdir() if (parse_part_name(path.name) or (0,))[0] == parts + 1), None)
-        if path is None:
-            return parts, more
+    found = _parts(folder)
+    while parts + 1 in found:
+        path = found[parts + 1]
         compressed = path.suffix == ".gz"
         try:
-            entries = decode_part(path.read_bytes(), compressed=compressed)
-        except DamagedArchive as error:  # its process died while it wrote it: keep what can be read
+            entries = decode_part(read_plain(path), compressed=compressed)
+        except DamagedArchive as error:  # its process died while it wrote it, or it is no file: keep what can be read
             entries = list(error.salvaged)
-            path.write_bytes(encode_part(entries, compress=compressed))
+            write_anew(path, encode_part(entries, compress=compressed))
         more += entries
         parts += 1
+    return parts, more
+
+
+def _parts(folder: Path) -> dict[int, Path]:
+    """The parts that are there, by their numbers."""
+    named = ((parse_part_name(path.name), path) for path in sorted(folder.iterdir(), reverse=True))
+    return {number[0]: path for number, path in named if number and not (path.is_dir() and not path.is_symlink())}
 
 
 def _counted(counters: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:

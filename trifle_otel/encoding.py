@@ -32,6 +32,10 @@ MAX_PART_BYTES = 512 * 1024 * 1024
 """A part that is larger when unpacked is not read to its end: nobody writes such parts, but anybody can send one."""
 MAX_SALVAGE_BYTES = 64 * 1024 * 1024
 """How much of a damaged part is searched for entries: each byte of it costs about ten in memory."""
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+"""Of a `record.json` no more is read."""
+LONGEST_KEY = 4096
+"""Characters of a key: no path is longer, and a record lists every prefix of its key."""
 DEFAULT_RETENTION = 7
 
 _PART_NAME = re.compile(r"data_([1-9][0-9]{0,8})\.json(\.gz)?", re.ASCII)
@@ -268,6 +272,8 @@ def decode_record(data: bytes) -> TraceRecord:
 
 def _record(fields: dict[str, Any]) -> TraceRecord:
     reference, key = (_required(fields, name) for name in ("reference", "key"))
+    if len(key) > LONGEST_KEY:
+        raise ValueError(f"its key has {len(key):,} characters; {LONGEST_KEY:,} are the most")
     first_at = _time(fields.get("first_at")) or reference_time(reference)
     if first_at is None:
         raise ValueError("there is no first_at, and the reference does not tell the time")
@@ -369,7 +375,7 @@ def parse_folder(path: str) -> Folder | None:
     """The folder that `<retention>/<key…>/<reference>` names; None where the path is none, or not in its plain form."""
     retention, _, rest = path.partition("/")
     key, _, reference = rest.rpartition("/")
-    if not _RETENTION.fullmatch(retention) or not key:
+    if not _RETENTION.fullmatch(retention) or not key or len(key) > LONGEST_KEY:
         return None
     if any(part in ("", ".", "..") for part in rest.split("/")):
         return None

@@ -18,7 +18,7 @@ from trifle_otel import encoding
 from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable, UsageError
 from trifle_otel.part_lines import Line, Lines
 from trifle_otel.patterns import Pattern
-from trifle_otel.reading import read_at_most, read_entries
+from trifle_otel.reading import Room, read_at_most, read_entries
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.stores.contract import OutOfReach, Store
 
@@ -149,9 +149,11 @@ class _Searcher:
     def _parts(self, record: TraceRecord) -> list[bytes] | None:
         """All parts, as JSON; None where one is missing or damaged. Of a trace that runs there may be more by now."""
         parts: list[bytes] = []
+        room = Room()
         while not record.finished or len(parts) < record.parts:
             try:
                 part = self._part(record.folder, len(parts) + 1)
+                room.take(part or b"")
             except NotFound:
                 return None if len(parts) < record.parts else parts
             except DamagedArchive:

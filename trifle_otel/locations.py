@@ -5,14 +5,12 @@ Drivers of other packages are found by their entry points.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -46,8 +44,11 @@ class Location:
     spool: Path | None
 
 
-def locate(archive: str) -> Location:
-    """What the URL of an archive names. Raises `ConfigurationError`."""
+def locate(archive: str, *, group: bool = False) -> Location:
+    """What the URL of an archive names. Raises `ConfigurationError`.
+
+    `group`: whether the group of a local archive's folder may read what is made in it.
+    """
     archive = _tidied(archive)
     if archive.partition(":")[0] in _OBJECTS:
         from trifle_otel.stores.objects import open_objects
@@ -65,7 +66,10 @@ def locate(archive: str) -> Location:
         folder = local_folder(path)
         uri = f"file://{quote(folder.as_posix())}"
         return Location(
-            lambda: FileStore(folder), uri, f"sqlite:///{quote(str(folder / 'index.sqlite'))}", folder / ".spool"
+            lambda: FileStore(folder, group=group),
+            uri,
+            f"sqlite:///{quote(str(folder / 'index.sqlite'))}",
+            folder / ".spool",
         )
     if scheme == "memory":
         from trifle_otel.stores.memory import MemoryStore
@@ -74,8 +78,8 @@ def locate(archive: str) -> Location:
     raise ConfigurationError(f"archive {shown(archive)!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
 
 
-def open_index(index: str) -> Index:
-    """The index at a URL. Raises `ConfigurationError`."""
+def open_index(index: str, *, group: bool = False) -> Index:
+    """The index at a URL; `group` as of `locate`. Raises `ConfigurationError`."""
     index = _tidied(index)
     scheme = index.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
@@ -94,7 +98,7 @@ def open_index(index: str) -> Index:
     if scheme == "sqlite":
         from trifle_otel.indexes.sqlite import SQLiteIndex
 
-        return SQLiteIndex(local_folder(path))
+        return SQLiteIndex(local_folder(path), group=group)
     if scheme == "memory":
         from trifle_otel.indexes.memory import MemoryIndex
 
@@ -108,6 +112,8 @@ def _of_others(group: str, url: str) -> Callable[[str], Any] | None:
     scheme = url.partition(":")[0]
     if ":" not in url or scheme in _SCHEMES or len(scheme) == 1 or os.path.isabs(url) or url.startswith("."):
         return None
+    from importlib.metadata import entry_points  # a quarter of the import of all of ours, and seldom needed
+
     for found in entry_points(group=group, name=scheme):
         try:
             driver: Callable[[str], Any] = found.load()
@@ -125,6 +131,8 @@ def spool_folder(archive: str, spool: str | None = None) -> Path:
     from platformdirs import user_state_path
 
     root = local_folder(spool) if spool else user_state_path("trifle_otel") / "spool"
+    import hashlib  # it loads OpenSSL, and is seldom needed
+
     return root / hashlib.sha256(archive.encode()).hexdigest()[:16]
 
 
@@ -151,13 +159,23 @@ def local_folder(path: str) -> Path:
 
 
 def _tidied(url: str) -> str:
-    """A URL with its scheme in small letters. Raises `ConfigurationError` where the colon was forgotten."""
+    """A URL with its scheme in small letters. Raises `ConfigurationError` where the colon was forgotten, or no text."""
+    if not _is_unicode(url):
+        raise ConfigurationError(f"{shown(url)!r} is no path and no URL: it is not valid Unicode")
     forgotten = _NO_COLON.match(url)
     if forgotten:
         meant = shown(f"{forgotten[1]}:{url[forgotten.end(1) :]}")
         raise ConfigurationError(f"{shown(url)} is no URL: did you mean {meant}? A folder's path begins with ./")
     scheme, colon, rest = url.partition(":")
     return f"{scheme.lower()}:{rest}" if colon and scheme.lower() in _SCHEMES else url
+
+
+def _is_unicode(url: str) -> bool:
+    try:
+        url.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        return False
+    return True
 
 
 def shown(url: str) -> str:

@@ -26,7 +26,6 @@ _log = logging.getLogger("trifle_otel")
 
 EXCEPTION = "Exception: "  # begins the line that an exception leaves at the end of its trace
 _OFFLOADED = "part_row_"
-_MAX_RECORD_BYTES = 64 * 1024 * 1024
 _CLOSE = timedelta(seconds=2)  # a reference made when the trace began tells the same time as the first entry
 _LAST = datetime.max.replace(tzinfo=timezone.utc)
 
@@ -76,7 +75,7 @@ def _described(store: Store, folder: Folder, names: Sequence[str]) -> TraceRecor
         return None
     try:
         with store.open(folder, encoding.RECORD_NAME) as stream:
-            record = encoding.decode_record(stream.read(_MAX_RECORD_BYTES))
+            record = encoding.decode_record(stream.read(encoding.MAX_RECORD_BYTES))
     except DamagedArchive as error:
         _log.warning("%s/%s is derived from the entries: %s", folder.path, encoding.RECORD_NAME, error)
         return None

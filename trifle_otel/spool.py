@@ -32,6 +32,7 @@ from typing import NamedTuple
 from trifle_otel.closing import close_dead, journals
 from trifle_otel.encoding import RECORD_NAME, decode_record
 from trifle_otel.errors import DamagedArchive
+from trifle_otel.plain_files import is_plain, make_folders, open_plain, read_plain, write_anew
 from trifle_otel.records import TraceRecord
 from trifle_otel.strict_json import from_json, to_json
 
@@ -75,6 +76,7 @@ class Parcel:
         tries: how often the archive refused it.
         stored: whether the payload is in the archive, and the row alone is missing.
         row: where its record is noted, from before its payload leaves the spool.
+        queued: whether it has been given to the shipper.
         since: when it began to wait, on the monotonic clock.
     """
 
@@ -88,6 +90,7 @@ class Parcel:
     tries: int = 0
     stored: bool = False
     row: Row | None = None
+    queued: bool = False
     since: float = field(default_factory=time.monotonic)
 
 
@@ -140,7 +143,7 @@ class Spool:
         while self.own is None:
             name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
             folder = self.root / name
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folders(self.root)
             folder.mkdir(mode=0o700)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             if not _lock(descriptor) or not (folder / LOCK).exists():  # somebody took it for a dead one's
@@ -168,7 +171,7 @@ class Spool:
         try:
             descriptor = os.open(path, _CREATE, 0o600)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            make_folders(os.path.dirname(path))
             descriptor = os.open(path, _CREATE, 0o600)
         try:
             written = os.write(descriptor, data)
@@ -187,7 +190,7 @@ class Spool:
     def copy(self, folder: str, name: str, source: Path) -> int:
         """Copy a file in; gives its size in bytes."""
         target = Path(folder, name)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(target.parent)
         with open(source, "rb") as reader, open(os.open(target, _CREATE, 0o600), "wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
             return writer.tell()
@@ -301,13 +304,13 @@ class Orphan:
     def notes(self) -> Iterator[tuple[Path, list[TraceRecord]]]:
         """Its notes, each with records that the index may not have."""
         for name in _in_order(self.folder):
-            if _NOTE.fullmatch(name):
+            if _NOTE.fullmatch(name) and is_plain(self.folder / name):
                 yield self.folder / name, _records(self.folder / name)
 
     def note(self, records: Iterable[bytes]) -> Path:
         """Note records whose payload is about to leave the folder, for the next one to adopt it. Raises `OSError`."""
         path = self.folder / f"rows-{secrets.randbelow(10**12):012d}.json"
-        path.write_bytes(b"".join(record + b"\n" for record in records))
+        write_anew(path, b"".join(record + b"\n" for record in records))
         return path
 
     def close(self) -> None:
@@ -332,7 +335,7 @@ class Orphan:
 
     def _parcel(self, folder: Path) -> Parcel | None:
         try:
-            record = decode_record((folder / RECORD_NAME).read_bytes())
+            record = decode_record(read_plain(folder / RECORD_NAME))
         except (OSError, DamagedArchive):
             return None
         if (folder / IGNORED).exists():
@@ -387,16 +390,16 @@ def adopt(folder: Path) -> Orphan | None:
         if not path.exists():
             if datetime.now(timezone.utc).timestamp() - folder.stat().st_mtime < _YOUNG:
                 return None
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
         else:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = open_plain(path, os.O_RDWR)
         if not _lock(descriptor):
             os.close(descriptor)
             return None
         if not path.exists():  # another process was quicker, and is done with it
             os.close(descriptor)
             return None
-    except OSError:  # it went away while we looked
+    except (OSError, DamagedArchive):  # it went away while we looked, or its lock is none
         return None
     return Orphan(folder, descriptor)
 
@@ -413,15 +416,15 @@ def _lock(descriptor: int) -> bool:
 
 def _owner(folder: Path) -> str:
     try:
-        owner = from_json((folder / LOCK).read_bytes())
+        owner = from_json(read_plain(folder / LOCK))
         return f" ({owner['pid']} on {owner['host']})"
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, DamagedArchive, ValueError, TypeError, KeyError):
         return ""
 
 
 def _records(path: Path) -> list[TraceRecord]:
     found = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in read_plain(path).split(b"\n"):
         with suppress(DamagedArchive):  # the last line, of a process killed while it wrote it: its payload never moved
             found.append(decode_record(line))
     return found

@@ -19,6 +19,7 @@ from trifle_otel.errors import DamagedArchive, StoreUnavailable
 from trifle_otel.indexes import sqlite_rows as rows
 from trifle_otel.indexes.contract import Index, latest
 from trifle_otel.indexes.sqlite_search import search, tally
+from trifle_otel.plain_files import make_folders
 from trifle_otel.records import Query, TraceRecord
 from trifle_otel.strict_json import clean_text
 from trifle_otel.tallies import MOST, SLOTS, WIDTHS, Tally
@@ -32,7 +33,7 @@ _PRAGMAS = (
 
 class _Opened(NamedTuple):
     connection: sqlite3.Connection
-    identity: tuple[int, int] | None  # of the file
+    identity: tuple[int, int] | None  # of the file; None: the connection is for one call
 
 
 _inherited: list[_Opened] = []  # a forked child may not even close its parent's connections
@@ -46,13 +47,15 @@ class SQLiteIndex(Index):
     Args:
         path: the file; made, with its folder, when first written to. Reading one that is not there finds nothing.
         timeout: seconds to wait for another process's lock before `StoreUnavailable`.
+        group: whether the group of the folder may read a file that is made; else its owner alone may.
     """
 
     tallied = MOST
 
-    def __init__(self, path: Path, *, timeout: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout: float = 5.0, group: bool = False) -> None:
         self.path = Path(path)
         self._timeout = timeout
+        self._group = group
         self._lock = threading.Lock()  # guards _idle and _pid
         self._idle: list[_Opened] = []
         self._pid = os.getpid()
@@ -89,7 +92,7 @@ class SQLiteIndex(Index):
             return search(connection, query) if connection else []
 
     def tally(self, query: Query, *, slots: int = SLOTS, most: int | None = None) -> Tally:
-        """Count the newest traces that match, in one statement."""
+        """Count the traces that match, or where that takes too long the newest of them."""
         with self._reading() as connection:
             if connection is None:
                 return Tally(WIDTHS[0], {})
@@ -154,6 +157,9 @@ class SQLiteIndex(Index):
             except BaseException:
                 opened.connection.close()  # rolls back, and drops whatever state the failure has left
                 raise
+            if opened.identity is None:
+                opened.connection.close()
+                return
             with self._lock:
                 self._idle.append(opened)
 
@@ -179,15 +185,16 @@ class SQLiteIndex(Index):
 
     def _connect(self, create: bool) -> _Opened:
         if create:
-            self._make_folder()
+            self._make_file()
         uri = self.path.absolute().as_uri()
         try:
             return self._open(f"{uri}?mode={'rwc' if create else 'rw'}")
         except sqlite3.OperationalError:
             if create or os.access(self.path.parent, os.W_OK):
                 raise
-            # On a read-only disk nobody writes, and SQLite can make no lock of its own.
-            return self._open(f"{uri}?mode=ro&immutable=1")
+            # Who may only read can make no lock, and while nobody else has made one nobody writes: not for longer than
+            # this call, though.
+            return self._open(f"{uri}?mode=ro&immutable=1")._replace(identity=None)
 
     def _open(self, uri: str) -> _Opened:
         connection = sqlite3.connect(
@@ -207,11 +214,17 @@ class SQLiteIndex(Index):
             raise
         return _Opened(connection, _identity(self.path))
 
-    def _make_folder(self) -> None:
+    def _make_file(self) -> None:
+        """Make an empty file, since SQLite would let others read it; what lies beside it gets the same rights."""
         try:
-            os.makedirs(self.path.parent, 0o700, exist_ok=True)
+            make_folders(self.path.parent)
+            with suppress(FileExistsError):
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                if self._group:
+                    os.fchmod(descriptor, 0o640)
+                os.close(descriptor)
         except OSError as error:
-            raise StoreUnavailable(f"cannot make the folder of the index {self.path}: {error.strerror}") from error
+            raise StoreUnavailable(f"cannot make the index {self.path}: {error.strerror}") from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -18,15 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from operator import index
 from pathlib import Path
 from typing import Any, Final
 
+from trifle_otel.plain_files import is_plain, make_folders, read_plain
 from trifle_otel.spool import ASIDE, Orphan, Spool
 from trifle_otel.strict_json import from_json, to_json
 
 LOG_SIZE: Final = 1 << 20
 """Bytes after which another log is begun: a log goes when all requests that it is about are gone."""
 
+_MOST_SPANS: Final = 1 << 20  # of a request that logs are believed about: one of 28 MiB, all of whose spans are empty
 _REQUEST: Final = ".pb"
 _LOG: Final = ".log"
 
@@ -55,7 +58,7 @@ class Entry:
 
     def read(self) -> bytes:
         """The request. Raises `OSError`."""
-        return Path(self.path).read_bytes()
+        return read_plain(self.path)
 
 
 class _Log:
@@ -137,7 +140,7 @@ class Journal:
     def set_aside(self, entry: Entry) -> str:
         """Move a request out of the way that cannot be read; gives where it is now."""
         aside = self._spool.root / ASIDE / f"{Path(self._spool.own or '').name}-{Path(entry.path).name}"
-        aside.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(aside.parent)
         os.replace(entry.path, aside)
         self._count(-entry.size)
         return str(aside)
@@ -162,7 +165,7 @@ class Journal:
 
     def _adopt(self, orphan: Orphan) -> Iterator[Entry]:
         """Move requests over, one by one: what is known to be done is noted here before each is here."""
-        files = sorted(orphan.folder.iterdir())
+        files = sorted(filter(is_plain, orphan.folder.iterdir()))
         logs = [path for path in files if path.suffix == _LOG]
         done = _read_logs(logs)
         folder = self._spool.own or self._spool.open()
@@ -171,7 +174,8 @@ class Journal:
                 continue
             number = next(self._numbers)
             entry = Entry(number, f"{folder}/{number:010d}{_REQUEST}", path.stat().st_size)
-            entry.done = done.get(int(path.stem) if path.stem.isdigit() else -1, set())
+            runs = done.get(int(path.stem) if path.stem.isdecimal() else -1, [])
+            entry.done = _numbers(runs)
             if entry.done:
                 self._note({entry: _runs(sorted(entry.done))})
             os.replace(path, entry.path)
@@ -215,16 +219,25 @@ def _runs(numbers: list[int]) -> Runs:
     return found
 
 
-def _read_logs(paths: Iterable[Path]) -> dict[int, set[int]]:
-    """Numbers of the spans that are done, for each request."""
-    done: dict[int, set[int]] = {}
+def _numbers(runs: Runs) -> set[int]:
+    """The numbers in runs of any order, as far as there can be such spans: a log that is damaged may say anything."""
+    found: set[int] = set()
+    start = 0
+    for first, last in sorted(runs):
+        found.update(range(max(first, start), min(last + 1, _MOST_SPANS)))
+        start = max(start, last + 1)
+    return found
+
+
+def _read_logs(paths: Iterable[Path]) -> dict[int, Runs]:
+    """Which spans are done, for each request."""
+    done: dict[int, Runs] = {}
     for path in paths:
-        for line in path.read_bytes().split(b"\n"):
+        for line in read_plain(path).split(b"\n"):
             try:
                 noted: Any = from_json(line)
                 for number, runs in noted:
-                    for first, last in runs:
-                        done.setdefault(number, set()).update(range(first, last + 1))
+                    done.setdefault(number, []).extend([index(first), index(last)] for first, last in runs)
             except (ValueError, TypeError):  # the last line, of a receiver that was killed while it wrote it
                 continue
     return done

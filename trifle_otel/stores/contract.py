@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trifle_otel.errors import NotFound, StoreUnavailable, UsageError
+from trifle_otel.plain_files import is_plain
 from trifle_otel.records import Folder
 
 ARTIFACTS = "artifacts"
@@ -132,6 +133,14 @@ class Store(ABC):
         There may be millions: they come as they are found, and are not held in memory.
         """
 
+    def rename(self, folder: Folder, local: str) -> bool:
+        """Move a finished local folder in by one rename, where that works at once; False: nothing has happened.
+
+        Called at the end of each trace, in the job's own thread, where the spool lies in the store's own folder.
+        """
+        del folder, local
+        return False
+
     def take(self, folder: Folder, local: Path) -> None:
         """Move a finished local folder in: its files become this folder's files, then `local` is gone.
 
@@ -142,7 +151,7 @@ class Store(ABC):
             if not self.names(folder):
                 raise NotFound(f"{local} is not there")
             return
-        names = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
+        names = [path.relative_to(local).as_posix() for path in local.rglob("*") if is_plain(path)]
         for name in sorted(names, key=lambda name: (name == "record.json", name)):
             self.write(folder, name, local / name)
         try:

@@ -19,6 +19,7 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.plain_files import open_below, open_plain
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
 
@@ -33,8 +34,6 @@ _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
 _OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-# Without O_NONBLOCK, opening a named pipe that lies in a hostile archive would wait for ever.
-_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class FileStore(Store):
@@ -42,10 +41,13 @@ class FileStore(Store):
 
     Args:
         root: the archive's folder; made when first written to.
+        group: whether the group of each folder and file may read it; else its owner alone may. Folders that are there
+            stay as they are.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, group: bool = False) -> None:
         self.root = Path(root)
+        self.group = group
         self._root = os.path.abspath(root)
         # Parents that were no links when a trace moved in. Looking at each level again for each trace costs twice the
         # rename, and who can put a link in the place of a folder of ours later has our rights already.
@@ -57,7 +59,7 @@ class FileStore(Store):
     def setup(self) -> None:
         """Make the root folder. Raises `ConfigurationError` where something else stands in its place."""
         try:
-            _make_folders(self._root)
+            self._make_folders(self._root)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigurationError(f"the archive {self._root} is not a folder; name a folder") from error
         except OSError as error:
@@ -75,6 +77,8 @@ class FileStore(Store):
             temporary = os.path.join(parent, f".tmp-{secrets.token_hex(8)}")
             descriptor = self._in_parent(parent, lambda: os.open(temporary, _CREATE, _FILE_MODE))
             try:
+                if self.group:
+                    _let_group_read(temporary)
                 _fill(descriptor, data)
                 os.replace(temporary, target)
             except BaseException:
@@ -86,14 +90,7 @@ class FileStore(Store):
         """A stream of a regular file; anything else in its place is `DamagedArchive`."""
         path = self._path(folder, name)
         with _translated(path):
-            self._refuse_links(os.path.dirname(path))
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                raise _link(path)
-            descriptor = os.open(path, _READ)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                raise DamagedArchive(f"{path} is not a regular file")
-            return os.fdopen(descriptor, "rb")
+            return os.fdopen(open_below(self._root, path[len(self._root) + 1 :]), "rb")
 
     def names(self, folder: Folder) -> list[str]:
         """The regular files of a trace; links, half-written files and traces further down are left out."""
@@ -130,20 +127,31 @@ class FileStore(Store):
             if _RETENTION.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield from _traces(entry.path, int(entry.name), ())
 
+    def rename(self, folder: Folder, local: str) -> bool:
+        """Move a folder in by one rename, if that works at once; what is in the way is for `take` to find out."""
+        target = self._path(folder)
+        parent = os.path.dirname(target)
+        if parent not in self._sound:
+            return False
+        try:
+            if self.group:
+                _let_group_read(local)
+            os.rename(local, target)
+        except OSError:
+            self._sound.pop(parent, None)
+            return False
+        return True
+
     def take(self, folder: Folder, local: Path) -> None:
         """Move a folder in by one rename, or file by file where the trace has files already or the disk is another."""
         target = self._path(folder)
         source = os.fspath(local)
         parent = os.path.dirname(target)
-        if parent in self._sound:
-            try:
-                os.rename(source, target)
-                return
-            except OSError:  # whatever it is, the long way finds it too
-                self._sound.pop(parent, None)
         with _translated():
             if os.path.isdir(source):
                 try:
+                    if self.group:
+                        _let_group_read(source)
                     self._in_parent(parent, lambda: os.rename(source, target))
                     if len(self._sound) < _REMEMBERED:
                         self._sound[parent] = None
@@ -161,7 +169,7 @@ class FileStore(Store):
                 return make()
             except FileNotFoundError:
                 with suppress(FileNotFoundError, FileExistsError):  # it may go away while it is looked at, too
-                    _make_folders(parent)
+                    self._make_folders(parent)
         return make()
 
     def _path(self, folder: Folder, name: str | None = None) -> str:
@@ -177,6 +185,26 @@ class FileStore(Store):
             if stat.S_ISLNK(os.lstat(part).st_mode):
                 raise _link(part)
 
+    def _make_folders(self, path: str) -> None:
+        """Make a folder and those above it, all for their owner alone (`os.makedirs` gives its mode to the last one).
+
+        With `group` those that are the archive's are made for their group as well.
+        """
+        try:
+            os.mkdir(path, _FOLDER_MODE)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+            return
+        except FileNotFoundError:
+            self._make_folders(os.path.dirname(path))
+            try:
+                os.mkdir(path, _FOLDER_MODE)
+            except FileExistsError:
+                return
+        if self.group and path.startswith(self._root):
+            _let_group_read(path)
+
     def _remove_empty(self, path: str) -> None:
         while len(path) > len(self._root):
             try:
@@ -186,17 +214,16 @@ class FileStore(Store):
             path = os.path.dirname(path)
 
 
-def _make_folders(path: str) -> None:
-    """Make a folder and those above it, all for their owner alone (`os.makedirs` gives its mode to the last one)."""
-    try:
-        os.mkdir(path, _FOLDER_MODE)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    except FileNotFoundError:
-        _make_folders(os.path.dirname(path))
-        with suppress(FileExistsError):
-            os.mkdir(path, _FOLDER_MODE)
+def _let_group_read(path: str) -> None:
+    """Let the group read a file, or a folder and all that is in it; what it may do already stays."""
+    found = os.lstat(path)
+    if stat.S_ISDIR(found.st_mode):
+        os.chmod(path, stat.S_IMODE(found.st_mode) | 0o050)
+        for entry in _scan(path):
+            if not entry.is_symlink():
+                _let_group_read(entry.path)
+    else:
+        os.chmod(path, stat.S_IMODE(found.st_mode) | 0o040)
 
 
 def _fill(descriptor: int, data: bytes | Path) -> None:
@@ -212,7 +239,7 @@ def _fill(descriptor: int, data: bytes | Path) -> None:
 
 def _source(path: Path) -> BinaryIO:
     try:
-        return open(path, "rb")
+        return os.fdopen(open_plain(path), "rb")
     except FileNotFoundError as error:
         raise NotFound(f"{path} is not there") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trifle_otel.errors import NotFound
+from trifle_otel.plain_files import read_plain
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import Store, checked_name, checked_path
 
@@ -62,6 +63,6 @@ class MemoryStore(Store):
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except FileNotFoundError as error:
         raise NotFound(f"{path} is not there") from error

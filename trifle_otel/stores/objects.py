@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trifle_otel.errors import ConfigurationError, NotFound, UsageError
+from trifle_otel.plain_files import read_plain
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
 from trifle_otel.stores.lifecycle import put_rules, rules
@@ -283,13 +284,13 @@ def _storable(path: str) -> str:
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return path.lstat().st_size
     except OSError as error:
         raise local_trouble(path, error) from error
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except OSError as error:
         raise local_trouble(path, error) from error

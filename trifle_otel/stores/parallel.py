@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trifle_otel.errors import NotFound, StoreUnavailable
+from trifle_otel.plain_files import is_plain
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import OutOfReach, Store
 
@@ -93,7 +94,7 @@ class _Batch:
                 raise NotFound(f"{local} is not there")
             return
         record = local / RECORD
-        if record.exists():
+        if is_plain(record):
             self.store.write(folder, RECORD, record)
         try:
             shutil.rmtree(local)
@@ -143,8 +144,8 @@ def _files_below(path: str, prefix: str) -> Iterator[tuple[str, int]]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _files_below(entry.path, f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            yield prefix + entry.name, entry.stat().st_size
+        elif entry.is_file(follow_symlinks=False):
+            yield prefix + entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 def local_trouble(path: Path, error: OSError) -> Exception:
