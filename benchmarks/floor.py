@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar, Token
 from itertools import count
 from pathlib import Path
@@ -208,12 +208,17 @@ def _write(path: str, data: bytes) -> None:
 
 def stand_in(folder: Path) -> Archive:
     """Let `import trifle_otel` give this in the rest of the process."""
-    if "trifle_otel" in sys.modules:
-        raise RuntimeError("trifle_otel is imported already: the floor needs a process of its own")
     tracer.archive = Archive(folder)
-    module: Any = types.ModuleType("trifle_otel")
-    for name in (trace, tag, artifact, warn, block, tracer):
-        setattr(module, name.__name__, name)
-    module.fail = warn
-    sys.modules["trifle_otel"] = module
+    put_in_place((trace, tag, artifact, warn, block, tracer), fail=warn)
     return tracer.archive
+
+
+def put_in_place(functions: Iterable[Any], **more: Any) -> None:
+    """Let `import trifle_otel` give these in the rest of the process."""
+    if "trifle_otel" in sys.modules:
+        raise RuntimeError("trifle_otel is imported already: what stands in for it needs a process of its own")
+    module: Any = types.ModuleType("trifle_otel")
+    for function in functions:
+        setattr(module, function.__name__, function)
+    vars(module).update(more)
+    sys.modules["trifle_otel"] = module

@@ -12,11 +12,15 @@ import gc
 import logging
 import os
 import platform
+import resource
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from itertools import repeat
+from pathlib import Path
 from time import perf_counter
 
 Timed = Callable[[int], float]
@@ -109,14 +113,38 @@ def logging_cost(rounds: int = 15, count: int = 500) -> float:
     return statistics.median(samples) * 1e6
 
 
+def peak_memory() -> int:
+    """Bytes that this process had resident at most.
+
+    Not `ru_maxrss` where it can be helped: on Linux that begins with the size of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    (peak,) = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+    return int(peak) * 1024
+
+
 def machine(logging_us: float) -> str:
     """When and on what this was measured, in one line."""
     day = datetime.now(timezone.utc).date()
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return (
-        f"{day}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {python}; "
+        f"{day}, {platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores, {python}, "
+        f"OpenTelemetry {version('opentelemetry-api')} (API) and {version('opentelemetry-sdk')} (SDK); "
         f"`logging.info` with a formatted time to {os.devnull}: {logging_us:.1f} µs"
     )
+
+
+def _processor() -> str:
+    """The processor's name, as Linux tells it; elsewhere what Python knows, which may be nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "an unknown processor"
 
 
 def table(rows: Iterable[Row], *, markdown: bool) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import MICROSECONDS, Row, compare
+from benchmarks.harness import MICROSECONDS, Row, compare, peak_memory
 
 if TYPE_CHECKING:
     from examples.price_calculation import Product
@@ -336,10 +335,10 @@ def waiting(urls: list[str], folder: Path, traces: int) -> dict[str, float]:
     os.environ["TRIFLE_EXIT_TIMEOUT"] = "0.1"
     for _ in range(500):
         _small_trace(trifle)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for _ in range(traces):
         _small_trace(trifle)
-    return {"grown": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    return {"grown": (peak_memory() - before) / 1e6}
 
 
 def _small_trace(trifle: Any) -> None:

@@ -129,12 +129,13 @@ def _all_once(folder: Path, round_: int, traces: int) -> dict[str, Run]:
     """Each contender once; the order turns from round to round."""
     names = list(CONTENDERS)
     names = names[round_ % len(names) :] + names[: round_ % len(names)]
-    return {name: _in_a_process(name, folder / f"{name}-{round_}", traces) for name in names}
+    return {name: in_a_process(name, folder / f"{name}-{round_}", traces) for name in names}
 
 
-def _in_a_process(contender: str, folder: Path, traces: int) -> Run:
+def in_a_process(contender: str, folder: Path, traces: int, module: str = "benchmarks.traces") -> Run:
+    """One run in a process of its own: `module` as a program."""
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "benchmarks.traces", contender, str(folder), "--traces", str(traces)]
+    command = [sys.executable, "-m", module, contender, str(folder), "--traces", str(traces)]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("TRIFLE_", "OTEL_"))}
     done = subprocess.run(command, cwd=ROOT, env=plain, stdout=subprocess.PIPE, check=True)
     run = Run(**json.loads(done.stdout))
@@ -142,10 +143,10 @@ def _in_a_process(contender: str, folder: Path, traces: int) -> Run:
     return run
 
 
-def measure(contender: str, folder: Path, traces: int) -> Run:
+def measure(contender: str, prepare: Callable[[Path], Finish], folder: Path, traces: int) -> Run:
     """Run the job in this process, which must have imported none of the contenders."""
     logging_us = logging_cost()
-    finish = CONTENDERS[contender](folder)
+    finish = prepare(folder)
     from examples import price_calculation as job
 
     stones = priced_in_full(traces)
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--traces", type=int, default=3000)
     given = parser.parse_args()
-    print(json.dumps(asdict(measure(given.contender, given.folder, given.traces))))
+    print(json.dumps(asdict(measure(given.contender, CONTENDERS[given.contender], given.folder, given.traces))))
 
 
 if __name__ == "__main__":

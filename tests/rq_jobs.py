@@ -84,6 +84,27 @@ def takes_long() -> str:
     return "never"
 
 
+class Slow:
+    """A value that takes long to be shown."""
+
+    def __repr__(self) -> str:
+        for _ in range(3000):  # a thread interrupts between steps of Python
+            time.sleep(0.01)
+        return "never"
+
+
+def shows_slowly() -> str:
+    """A job whose time is up while what it found is recorded."""
+    trifle.trace("looking", Slow)
+    return "never"
+
+
+@trifle.tracer("by/hand")
+def by_hand() -> str:
+    """The same with a tracer of its own."""
+    return shows_slowly()
+
+
 def hangs(name: str = "hangs", seconds: float = 30) -> str:
     """A job that takes long, and says what it does before."""
     with trifle.block("waiting"):

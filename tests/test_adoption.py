@@ -119,6 +119,36 @@ def test_a_dead_processs_traces_stay_until_the_archive_has_them(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_ends_looks_for_what_its_children_left_last(tmp_path: Path) -> None:
+    """A worker that is told to stop ships what its jobs' processes have just left, however lately it looked."""
+    store, index = MemoryStore(), MemoryIndex()
+    shipper = Shipper(store, index, Spool(tmp_path), Troubles(None))
+    shipper.start()
+    with shipper._state:
+        assert shipper._state.wait_for(lambda: not shipper._adopting, 5)
+    child, _ = left_behind(tmp_path)
+    record = sample_record(state="success")
+    save(child, child.folder(record.reference), {}, encode_record(record))
+    child.forget()
+    assert shipper.close(5)
+    assert index.find(record.reference) is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_ends_waits_for_no_archive_that_is_down(tmp_path: Path) -> None:
+    """It tries once; what its children left is for the next process."""
+    child, _ = left_behind(tmp_path)
+    record = sample_record(state="success")
+    save(child, child.folder(record.reference), {}, encode_record(record))
+    child.forget()
+    shipper = Shipper(MemoryStore(), Down(), Spool(tmp_path), Troubles(None))
+    shipper.start()
+    began = time.monotonic()
+    shipper.close(30)
+    assert time.monotonic() - began < 10
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_living_processs_spool_is_left_alone(tmp_path: Path) -> None:
     """A folder whose lock is held is not adopted."""
     record = sample_record(state="success")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NoReturn
 
 import arq
@@ -24,6 +26,7 @@ from spans import Sdk, parent_id, span_id
 from taskiq import InMemoryBroker, SimpleRetryMiddleware
 from taskiq.exceptions import NoResultError
 from taskiq.receiver import Receiver
+from workshop import Workshop
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
@@ -32,6 +35,7 @@ from trifle_otel.integrations import arq as for_arq
 from trifle_otel.integrations import procrastinate as for_procrastinate
 from trifle_otel.integrations import taskiq as for_taskiq
 from trifle_otel.integrations.attempts import job_options
+from trifle_otel.recording import open_recordings
 
 
 @pytest.fixture
@@ -272,6 +276,36 @@ def test_how_arq_jobs_end(archive: Archive, redis_settings: RedisSettings) -> No
     assert messages(archive, found["arq_slow", 1])[1].startswith("Cancelled")
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_an_arq_worker_that_is_stopped_leaves_closed_traces(
+    own_folder: Path, redis_settings: RedisSettings, kind: signal.Signals
+) -> None:
+    """Told to stop it cancels its jobs, and they say so; of one that is killed the next process closes them."""
+    shop = Workshop("arq_jobs", own_folder, f"redis://127.0.0.1:{redis_settings.port}/0")
+
+    async def send() -> None:
+        pool = await arq.create_pool(redis_settings, default_queue_name=shop.queue)
+        await pool.enqueue_job("hangs")
+        await pool.aclose()
+
+    try:
+        worker = shop.work("-m", "arq", "arq_jobs.WorkerSettings", ready="Starting worker")
+        asyncio.run(send())
+        shop.wait_for("hangs")
+        worker.stop(kind)
+        record = shop.record("hangs", recover=kind is signal.SIGKILL)
+    finally:
+        shop.close()
+    if kind is signal.SIGKILL:
+        shop.check_dead(record)
+        return
+    assert record.state == "error"
+    lines = shop.messages(record)
+    assert lines[:2] == ["waiting ↴", "inside"]
+    assert "Cancelled: out of time, aborted, or the worker ends" in lines
+
+
 # -- Procrastinate
 
 
@@ -315,6 +349,38 @@ def test_a_procrastinate_job_is_a_trace(archive: Archive) -> None:
     assert priced.meta == {"args": [], "kwargs": {"number": 7}}
     assert priced.context["queue"] == "prices"
     assert messages(archive, priced) == ["pricing", "14"]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_procrastinate_worker_that_is_stopped_leaves_closed_traces(
+    own_folder: Path, server_missing: Callable[[str], NoReturn], kind: signal.Signals
+) -> None:
+    """Told to stop it lets jobs finish; of one that is killed the next process closes them."""
+    try:
+        server = servers.postgres()
+    except servers.ServerMissingError as missing:
+        server_missing(str(missing))
+    shop = Workshop("procrastinate_jobs", own_folder, server.url())
+
+    async def send() -> None:
+        app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=server.url()))
+        async with app.open_async():
+            if not await app.check_connection_async():
+                await app.schema_manager.apply_schema_async()
+            seconds = 30 if kind is signal.SIGKILL else 1
+            await app.configure_task("procrastinate_jobs.hangs", queue=shop.queue).defer_async(seconds=seconds)
+
+    asyncio.run(send())
+    command = ["-m", "procrastinate", "--app", "procrastinate_jobs.app", "worker", "--queues", shop.queue]
+    try:
+        worker = shop.work(*command, ready="Starting worker")
+        shop.wait_for("hangs")
+        worker.stop(kind)
+        record = shop.record("hangs", recover=kind is signal.SIGKILL)
+    finally:
+        shop.close()
+    (shop.check_dead if kind is signal.SIGKILL else shop.check_finished)(record)
 
 
 # -- APScheduler
@@ -370,6 +436,51 @@ def test_an_apscheduler_coroutine_is_a_trace(archive: Archive) -> None:
     asyncio.run(run())
     (record,) = records(archive)
     assert (record.state, messages(archive, record)[0]) == ("error", "Exception: no rate")
+
+
+async def hangs_as_scheduled() -> None:
+    """A job that waits for what does not come."""
+    trifle.trace("waiting")
+    await asyncio.Event().wait()
+
+
+def test_an_apscheduler_coroutine_that_is_cancelled_is_closed(archive: Archive) -> None:
+    """As it is when its executor is shut down; that is said."""
+
+    async def run() -> None:
+        scheduler = AsyncIOScheduler(executors={"default": AsyncIOExecutor()}, timezone=timezone.utc)
+        scheduler.start()
+        scheduler.add_job(hangs_as_scheduled, "date", misfire_grace_time=60)
+        while not open_recordings():
+            await asyncio.sleep(0.01)
+        scheduler.shutdown()
+
+    asyncio.run(run())
+    (record,) = records(archive)
+    assert (record.state, messages(archive, record)) == ("error", ["waiting", "Cancelled: the scheduler ends"])
+
+
+def test_a_taskiq_task_that_is_cancelled_is_closed(archive: Archive) -> None:
+    """As it is when its worker ends; that is said."""
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="shop.tasks:hangs")
+    async def hangs() -> None:
+        trifle.trace("waiting")
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        running = asyncio.ensure_future(
+            broker.receiver.run_task(hangs.original_func, hangs.kicker()._prepare_message())
+        )
+        while not open_recordings():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await running
+
+    asyncio.run(run())
+    (record,) = records(archive)
+    assert (record.state, messages(archive, record)[:2]) == ("error", ["waiting", "Cancelled: the worker ends"])
 
 
 # -- all

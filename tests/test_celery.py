@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from billiard.pool import soft_timeout_sighandler
+from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
 from celery.loaders.app import AppLoader
@@ -459,6 +461,53 @@ def test_requests_that_are_odd_stop_no_task(sdk: Sdk, app: Shop) -> None:
     assert runtime().troubles.counts["an attempt at a job could not be traced"] == 1
 
 
+def test_a_workers_main_process_prepares_its_pool(sdk: Sdk, app: Shop) -> None:
+    """What the first trace of a process does once is done before the pool's processes are forked."""
+    assert runtime().provider is None
+    signals.worker_init.send(sender=None)
+    assert runtime().provider is sdk.provider
+
+
+class Late:
+    """A value that is shown when the job's time is up, as the pool's main process says by a signal."""
+
+    def __repr__(self) -> str:
+        signal.raise_signal(signal.SIGUSR1)
+        return "never"
+
+
+def test_a_soft_time_limit_that_strikes_in_our_code_ends_the_job(sdk: Sdk, app: Shop) -> None:
+    """It is no fault of ours that we would keep."""
+
+    def job() -> str:
+        trifle.trace("looking", Late)
+        return "never"
+
+    before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
+    try:
+        assert app.task(name="shop.job")(job).apply().state == "FAILURE"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sdk.record.state == "error"
+    assert "Exception: SoftTimeLimitExceeded()" in [entry.message for entry in sdk.entries]
+    assert runtime().troubles.counts == {}
+
+
+def test_a_soft_time_limit_that_strikes_at_the_end_leaves_a_closed_trace(sdk: Sdk, app: Shop) -> None:
+    """Celery itself keeps it then: the job is done."""
+
+    def job() -> Late:
+        return Late()
+
+    before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
+    try:
+        assert app.task(name="shop.job")(job).apply().state == "SUCCESS"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert trifle.current() is None
+    assert sdk.record.state == "error"
+
+
 def test_an_end_that_is_odd_is_an_end(sdk: Sdk, app: Shop) -> None:
     """Where it cannot be said what it was, the exception is recorded, and nothing stays current."""
     error = Reject()
@@ -466,7 +515,7 @@ def test_an_end_that_is_odd_is_an_end(sdk: Sdk, app: Shop) -> None:
     assert app.task(name="shop.job")(raising(error)).apply().state == "REJECTED"
     assert sdk.record.state == "error"
     assert trifle.current() is None
-    assert runtime().troubles.counts["how an attempt at a job ended could not be said"] == 1
+    assert runtime().troubles.counts["how an attempt at a job ended could not be found out"] == 1
 
 
 def test_without_configuration_tasks_run_as_they_did(app: Shop) -> None:

@@ -27,7 +27,9 @@ from spans import Sdk, attributes, parent_id, span_id, tree
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
-from trifle_otel.errors import ConfigurationError
+from trifle_otel.cli import main
+from trifle_otel.cli.rerun import Call, send
+from trifle_otel.errors import ConfigurationError, UsageError
 from trifle_otel.integrations import django as integration
 from trifle_otel.integrations.django import tasks
 from trifle_otel.integrations.django.options import given
@@ -279,7 +281,7 @@ def test_a_file_stays_one_that_the_server_can_send(archive: Archive) -> None:
 
 
 def test_a_client_that_goes_away_before_the_answer(archive: Archive, project: Any) -> None:
-    """The view is cancelled, and the trace closed."""
+    """The view is cancelled, and the trace closed; that is no failure."""
 
     async def run() -> None:
         project.waiting = asyncio.Event()
@@ -291,7 +293,7 @@ def test_a_client_that_goes_away_before_the_answer(archive: Archive, project: An
 
     asyncio.run(run())
     (record,) = records(archive)
-    assert (record.state, messages(archive, record)) == ("error", ["waiting", "Cancelled: the client went away"])
+    assert (record.state, messages(archive, record)) == ("warning", ["waiting", "Cancelled: the client went away"])
 
 
 def test_a_client_that_goes_away_in_the_middle_of_a_stream(archive: Archive, project: Any) -> None:
@@ -314,8 +316,8 @@ def test_a_client_that_goes_away_in_the_middle_of_a_stream(archive: Archive, pro
     asyncio.run(run())
     (record,) = records(archive)
     assert (record.state, messages(archive, record)) == (
-        "success",
-        ["Response 200", "an event", "The client went away"],
+        "warning",
+        ["Response 200", "an event", "Cancelled: the client went away"],
     )
     assert runtime().troubles.counts == {}
 
@@ -708,3 +710,31 @@ def test_a_worker_that_is_killed_leaves_closed_traces(own_folder: Path, kind: si
         ]
         assert messages(archive, found[0]) == ["quick", "1"]
         assert messages(archive, found[3])[0] == "hanging"
+
+
+@pytest.mark.parametrize("job, arguments", [("price", "7, fast=True"), ("async_price", "7"), ("with_context", "7")])
+def test_a_task_can_be_sent_again(
+    archive: Archive, project: Any, job: str, arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the task itself, whatever was named to set Django up."""
+    trifle.configure("./traces")
+    eval(f"task.enqueue({arguments})", {"task": getattr(project, job)})  # noqa: S307 - the call is the test's own
+    assert trifle.flush(5)
+    with Archive.open("./traces") as stored:
+        (record,) = stored.search().records
+    assert main(["rerun", record.reference]) == 0
+    assert capsys.readouterr().out == f"django_project.{job}({arguments})\n"
+    assert main(["rerun", record.reference, "--enqueue", "--app", "django_project:urlpatterns"]) == 0
+    assert capsys.readouterr().out.startswith(f"Enqueued django_project.{job} as ")
+    assert trifle.flush(5)
+    with Archive.open("./traces") as stored:
+        again, before = stored.search().records
+    assert (again.key, again.meta) == (before.key, before.meta)
+    assert again.context["job_id"] != before.context["job_id"]
+    assert messages(stored, again) == messages(stored, before)
+
+
+def test_a_task_that_is_no_more_is_not_sent(project: Any) -> None:
+    """It is said, as wrong use."""
+    with pytest.raises(UsageError, match=r"Django knows no task django_project\.gone"):
+        send(Call("django", "django_project.gone", [], {}, "default"), None)

@@ -470,9 +470,7 @@ def test_every_attempt_is_an_archive_in_threads_and_processes(shop: Shop, kind: 
     if kind == "process":
         expected["takes_long", "error"] = 1
     assert ends == expected
-    sums = [record for record in found if record.key.endswith("/add")]
-    assert sorted(record.meta[0] for record in sums) == [*range(20), 100]
-    assert all(shop.messages(record) == ["adding", str(record.meta[0])] for record in sums)
+    shop.check_sums(found, *range(20), 100)
     assert worker.stop(signal.SIGINT) == 0
 
 
@@ -480,20 +478,8 @@ def test_every_attempt_is_an_archive_in_threads_and_processes(shop: Shop, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_distributed_trace_across_processes(shop: Shop, sink: HttpServer, kind: str) -> None:
     """From who enqueues by the consumer to what a task there enqueues."""
-    sdk = Sdk()
     shop.start(kind, JOBS_SPANS=sink.endpoint)
-    ours.instrument()
-    try:
-        with sdk.provider.get_tracer("web").start_as_current_span("enqueue") as enqueuer:
-            shop.send("starts_another", 1)
-    finally:
-        ours.uninstrument()
-    shop.wait_until(lambda: len(sink.spans) == 3)
-    spans = {span.name: span for span in sink.spans}
-    first, inner, second = spans["jobs/huey_jobs/starts_another"], spans["inner"], spans["jobs/huey_jobs/add"]
-    assert first.parent_span_id.hex() == f"{enqueuer.get_span_context().span_id:016x}"
-    assert {span.trace_id.hex() for span in sink.spans} == {f"{enqueuer.get_span_context().trace_id:032x}"}
-    assert second.parent_span_id == inner.span_id
+    shop.check_joined(ours, sink, lambda: shop.send("starts_another", 1))
 
 
 @fault
@@ -528,8 +514,7 @@ def test_sigint_lets_tasks_finish(shop: Shop, kind: str) -> None:
     shop.wait_for("hangs")
     assert worker.stop(signal.SIGINT) == 0
     record = shop.record("hangs")
-    assert record.state == "success"
-    assert shop.messages(record) == ["waiting ↴", "inside", "waiting ↵", "↳ None", "'done'"]
+    shop.check_finished(record)
 
 
 @fault

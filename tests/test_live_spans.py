@@ -152,6 +152,23 @@ async def test_concurrent_tasks_nest_each_in_its_own_block(sdk: Sdk) -> None:
     assert_every_line_is_accounted_for(sdk)
 
 
+@pytest.mark.parametrize("within", ["blocks", "a block without a span"])
+def test_many_lines_do_not_fill_the_memory_of_a_live_trace(sdk: Sdk, within: str) -> None:
+    """Blocks, and lines of blocks beyond `max_spans`, are flushed like others, once a live trace holds many."""
+    sdk.configure(max_spans=0)
+    most = 0
+    with trifle.tracer("a/job", mode="live") as job, trifle.block("Step"):
+        job.overflow = 100
+        for number in range(200 if within == "blocks" else 20_000):
+            if within == "blocks":
+                trifle.trace("Inner", lambda: 1)
+            else:
+                trifle.trace(str(number))
+            most = max(most, len(job.lines or []))
+    assert job.parts > 1
+    assert most < (110 if within == "blocks" else 15_000)
+
+
 # names
 
 

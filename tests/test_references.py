@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timezone
 
@@ -345,3 +346,18 @@ def test_segments_are_every_prefix() -> None:
     """The segments of a key are its prefixes, shortest first."""
     assert segments("commodity/calculate/one") == ("commodity", "commodity/calculate", "commodity/calculate/one")
     assert segments("one") == ("one",)
+
+
+def test_what_comes_of_long_keys_is_not_kept() -> None:
+    """Very many long keys, each with very many prefixes, take no memory once nobody has them."""
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            key = f"{number}/" + "x/" * 1000 + "y"
+            assert len(segments(key)) == 1002
+            safe_key(key)
+            safe_name(key)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 4_000_000

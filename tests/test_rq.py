@@ -13,18 +13,21 @@ from typing import Any, NoReturn
 
 import pytest
 import rq_jobs
+import s3_server
 from opentelemetry.trace import SpanKind
 from otlp_servers import HttpServer
 from redis import Redis
 from rq import Callback, Queue, Retry, SimpleWorker
 from rq.command import send_stop_job_command
 from rq.job import Job as RQJob
-from servers import ServerMissingError, redis
+from rq.job import JobStatus
+from rq.timeouts import TimerDeathPenalty, UnixSignalDeathPenalty
+from servers import PATIENCE, ServerMissingError, redis
 from spans import Sdk, attributes, parent_id, span_id
 from workshop import Workshop, messages, states
 
 import trifle_otel as trifle
-from trifle_otel import TraceRecord
+from trifle_otel import Archive, TraceRecord
 from trifle_otel.cli.rerun import call_of, python_of, send
 from trifle_otel.integrations import rq as ours
 from trifle_otel.integrations.attempts import Job
@@ -200,6 +203,30 @@ def test_a_time_limit_ends_an_attempt_as_an_error(sdk: Sdk, queue: Queue, work: 
     work()
     assert sdk.record.state == "error"
     assert messages(sdk.archive)[:2] == ["before", "Exception: Task exceeded maximum timeout value (1 seconds)"]
+
+
+@pytest.mark.parametrize("penalty", [UnixSignalDeathPenalty, TimerDeathPenalty])
+def test_a_time_limit_that_strikes_in_our_code_ends_the_job(
+    sdk: Sdk, queue: Queue, work: Callable[[], None], penalty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal, or out of a timer's thread: it is no fault of ours that we would keep."""
+    monkeypatch.setattr(SimpleWorker, "death_penalty_class", penalty)
+    job = queue.enqueue(rq_jobs.shows_slowly, job_timeout=1)
+    work()
+    assert job.get_status() == JobStatus.FAILED
+    assert sdk.record.state == "error"
+    assert messages(sdk.archive)[:2] == ["looking ↴", "looking ↵"]
+    assert "Exception: Task exceeded maximum timeout value (1 seconds)" in messages(sdk.archive)
+    assert runtime().troubles.counts == {}
+
+
+def test_a_time_limit_that_strikes_in_a_trace_by_hand_ends_the_job(queue: Queue, work: Callable[[], None]) -> None:
+    """Without our integration too: a signal's handler has raised it."""
+    ours.uninstrument()
+    trifle.configure("memory:")
+    job = queue.enqueue(rq_jobs.by_hand, job_timeout=1)
+    work()
+    assert job.get_status() == JobStatus.FAILED
 
 
 @slow
@@ -481,6 +508,37 @@ def test_a_worker_brings_home_what_its_work_horses_leave(shop: Shop) -> None:
 
 
 @slow
+def test_a_worker_that_ends_ships_what_its_last_work_horses_left(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_missing: Callable[[str], NoReturn]
+) -> None:
+    """Into a bucket, and within seconds: nobody may come after it, as after `--burst` in a container."""
+    if not s3_server.is_installed("localbucket"):
+        server_missing("localbucket")
+    server = s3_server.localbucket(tmp_path / "buckets").start()
+    try:
+        bucket = server.make_bucket("archive")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "any")
+        url, index = f"s3://{bucket}?endpoint={server.endpoint}", f"sqlite:///{tmp_path / 'index.sqlite'}"
+        for number in range(3):
+            shop.send("add", number)
+        worker = shop.start(
+            "worker",
+            "--burst",
+            TRIFLE_ARCHIVE=url,
+            TRIFLE_INDEX=index,
+            TRIFLE_SPOOL=str(tmp_path / "spool"),
+            TRIFLE_EXIT_TIMEOUT="30",
+        )
+        assert worker.process.wait(PATIENCE) == 0
+        with Archive.open(url, index=index) as archive:
+            assert states(archive.search().records) == ["success"] * 3
+        assert list((tmp_path / "spool").rglob("record.json")) == []
+    finally:
+        server.kill()
+
+
+@slow
 def test_a_pool_of_workers_ships_before_it_ends(shop: Shop) -> None:
     """Its processes call no exit handlers."""
     options = ["-w", WORKERS["simple"], "--config", "rq_jobs", "--url", shop.environment["JOBS_BROKER"]]
@@ -497,20 +555,8 @@ def test_a_pool_of_workers_ships_before_it_ends(shop: Shop) -> None:
 @pytest.mark.parametrize("kind", ["worker", "simple", "spawn"])
 def test_one_distributed_trace_across_processes(shop: Shop, sink: HttpServer, kind: str) -> None:
     """From who enqueues by the worker to what a job there enqueues."""
-    sdk = Sdk()
     shop.start(kind, JOBS_SPANS=sink.endpoint)
-    ours.instrument()
-    try:
-        with sdk.provider.get_tracer("web").start_as_current_span("enqueue") as enqueuer:
-            shop.send("starts_another", 1)
-    finally:
-        ours.uninstrument()
-    shop.wait_until(lambda: len(sink.spans) == 3)
-    spans = {span.name: span for span in sink.spans}
-    first, inner, second = spans["jobs/rq_jobs/starts_another"], spans["inner"], spans["jobs/rq_jobs/add"]
-    assert first.parent_span_id.hex() == f"{enqueuer.get_span_context().span_id:016x}"
-    assert {span.trace_id.hex() for span in sink.spans} == {f"{enqueuer.get_span_context().trace_id:032x}"}
-    assert second.parent_span_id == inner.span_id
+    shop.check_joined(ours, sink, lambda: shop.send("starts_another", 1))
 
 
 @fault
@@ -564,8 +610,7 @@ def test_sigterm_lets_the_job_finish(shop: Shop, kind: str) -> None:
     shop.wait_for("hangs")
     assert worker.stop() == 0
     record = shop.record("hangs", recover=True)
-    assert record.state == "success"
-    assert shop.messages(record) == ["waiting ↴", "inside", "waiting ↵", "↳ None", "'done'"]
+    shop.check_finished(record)
 
 
 @fault

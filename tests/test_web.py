@@ -161,6 +161,50 @@ def test_an_exception_passes_and_is_recorded(archive: Archive) -> None:
     assert traces(archive)["http/GET/raises"][0] == "Exception: no rate"
 
 
+@pytest.mark.parametrize(
+    "path, key, lines",
+    [
+        ("/never", "http/GET/never", ["waiting", "Cancelled: the client went away"]),
+        ("/endless", "http/GET/endless", ["Response 200", "a part", "Cancelled: the client went away"]),
+    ],
+)
+def test_a_client_that_goes_away(archive: Archive, path: str, key: str, lines: list[str]) -> None:
+    """Before the answer, and in the middle of a stream: servers cancel the application; that is no failure of it."""
+    app = FastAPI()
+
+    async def run() -> None:
+        waiting = asyncio.Event()
+
+        @app.get("/never")
+        async def never() -> None:
+            trifle.trace("waiting")
+            waiting.set()
+            await asyncio.Event().wait()
+
+        @app.get("/endless")
+        async def endless() -> StreamingResponse:
+            async def parts() -> AsyncIterator[bytes]:
+                trifle.trace("a part")
+                yield b"part"
+                waiting.set()
+                await asyncio.Event().wait()
+
+            return StreamingResponse(parts())
+
+        app.add_middleware(asgi.TraceMiddleware)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            asking = asyncio.ensure_future(client.get(path))
+            await waiting.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(run())
+    assert traces(archive) == {key: lines}
+    assert [record.state for record in archive.search().records] == ["warning"]
+
+
 def test_a_websocket_is_one_trace(archive: Archive) -> None:
     """From its handshake to its end."""
     incoming: list[dict[str, Any]] = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hello"}]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from brokers import Worker
+from otlp_servers import HttpServer
 from servers import PATIENCE
+from spans import Sdk
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
@@ -63,10 +66,13 @@ class Workshop:
             assert time.monotonic() < deadline, ([record.key for record in found], self.workers[-1].said[-4000:])
             time.sleep(0.1)  # another process's archive can only be polled
 
+    def key(self, job: str) -> str:
+        """The key of a job."""
+        return f"jobs/{self.jobs}/{job}"
+
     def record(self, job: str, count: int = 1, *, recover: bool = False) -> TraceRecord:
         """The only trace of a job, once so many traces have ended."""
-        key = f"jobs/{self.jobs}/{job}"
-        (record,) = [each for each in self.records(count, recover=recover) if each.key == key]
+        (record,) = [each for each in self.records(count, recover=recover) if each.key == self.key(job)]
         return record
 
     def messages(self, record: TraceRecord) -> list[str]:
@@ -78,6 +84,37 @@ class Workshop:
         """Kill what is still there."""
         for worker in self.workers:
             worker.kill()
+
+    def check_joined(self, integration: Any, sink: HttpServer, send: Callable[[], object]) -> None:
+        """From who enqueues `starts_another` by the worker to what the job there enqueues: one distributed trace.
+
+        `sink` is where the workers' spans go; `send` enqueues the job.
+        """
+        sdk = Sdk()
+        integration.instrument()
+        try:
+            with sdk.provider.get_tracer("web").start_as_current_span("enqueue") as enqueuer:
+                send()
+        finally:
+            integration.uninstrument()
+        self.wait_until(lambda: len(sink.spans) == 3)
+        spans = {span.name: span for span in sink.spans}
+        first, inner, second = (spans[name] for name in (self.key("starts_another"), "inner", self.key("add")))
+        own = enqueuer.get_span_context()
+        assert first.parent_span_id.hex() == f"{own.span_id:016x}"
+        assert {span.trace_id.hex() for span in sink.spans} == {f"{own.trace_id:032x}"}
+        assert second.parent_span_id == inner.span_id
+
+    def check_sums(self, records: Sequence[TraceRecord], *numbers: int) -> None:
+        """The traces of the jobs `add` are those of these numbers, each with all of its lines."""
+        sums = [record for record in records if record.key == self.key("add")]
+        assert sorted(record.meta[0] for record in sums) == list(numbers)
+        assert all(self.messages(record) == ["adding", str(record.meta[0])] for record in sums)
+
+    def check_finished(self, record: TraceRecord) -> None:
+        """The trace of the job `hangs` that was let finish is whole."""
+        assert record.state == "success"
+        assert self.messages(record) == ["waiting ↴", "inside", "waiting ↵", "↳ None", "'done'"]
 
     def check_dead(self, record: TraceRecord) -> None:
         """The trace of the job `hangs` has what was recorded, and a last line that says how it ended."""

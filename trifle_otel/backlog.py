@@ -77,7 +77,18 @@ class Backlog:
         return min(bump.since, item.since)
 
     def put(self, parcel: Parcel) -> None:
-        """Add a parcel. What waits of the same trace from while it ran becomes part of it."""
+        """Add a parcel. What waits of the same trace from while it ran becomes part of it.
+
+        The job's thread calls this: an interruption leaves it undone.
+        """
+        counted = self.size, self._length, self._kept, self._weight
+        try:
+            self._put(parcel)
+        except BaseException:
+            self.size, self._length, self._kept, self._weight = counted
+            raise
+
+    def _put(self, parcel: Parcel) -> None:
         key = _key(parcel)
         before = self._bumps.get(key)
         if before is not None:
@@ -91,13 +102,13 @@ class Backlog:
             del self._bumps[key]
         self._length += 1
         if _on_disk(parcel) and (self._loose or self._kept >= KEPT or self._weight >= KEPT_BYTES):
-            self._loose.append(_stub(parcel))
             if len(self._loose) >= PACKED:
                 self._pack()
+            self._loose.append(_stub(parcel))
         else:
             self._pack()
-            self._items.append(parcel)
             self._count(parcel, 1)
+            self._items.append(parcel)
 
     def take(self, most: int) -> list[Parcel | Stub]:
         """Take out the oldest; `load` makes parcels of stubs."""

@@ -18,7 +18,8 @@ from opentelemetry.trace import SpanKind
 
 from trifle_otel import conventions as names
 from trifle_otel import live_spans
-from trifle_otel.given import context_fields, days_of, labels_of, plain_key, screened, screened_json
+from trifle_otel.encoding import clean_text
+from trifle_otel.given import context_fields, days_of, labels_of, plain_key, screened, screened_pair
 from trifle_otel.otel_context import attach as attach_context
 from trifle_otel.otel_context import get_current
 from trifle_otel.recording import (
@@ -140,26 +141,32 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         span = live_spans.start_root(run, key, self._kind, attributes, context)
         if run.sink is None and span.context is context:  # no span, no archive; one that is sampled out is made current
             return None
-        meta = None if self._meta is None else screened_json(run, jsonable(self._meta))
+        meta, fields = self._described(run, key)
         recording = Recording(run, key, mode=mode, reference=self._reference, meta=meta)
+        recording.context = fields
         for label in self._tags:
             _add_tag(recording, label)
         recording.retention = None if self._retention is None else days_of(run, self._retention)
         if mode == "live":
             recording.settle_retention()
-        service = live_spans.service_of(run)
-        if service is not None:
-            recording.context["service"] = screened(run, service)
-        recording.context.update(context_fields(run, run.settings.context))
-        if self._context is not None:
-            recording.context.update(context_fields(run, self._context))
-        if key != self._key:
-            recording.context["original_key"] = jsonable(screened(run, text_of(self._key)))
         if run.sink is None:
             recording.overflow = OVERFLOW  # lines that go nowhere are let go of, in deferred mode too
         else:
             recording.bucket = run.sink.place(recording)
         return recording.begin(context, span)
+
+    def _described(self, run: Runtime, key: str) -> tuple[Any, dict[str, Any]]:
+        """The meta and the context's fields as they are kept."""
+        fields: dict[str, Any] = {}
+        service = live_spans.service_of(run)
+        if service is not None:
+            fields["service"] = clean_text(service)
+        fields |= context_fields(run, run.settings.context)
+        if self._context is not None:
+            fields |= context_fields(run, self._context)
+        if key != self._key:
+            fields["original_key"] = clean_text(text_of(self._key))
+        return screened_pair(run, None if self._meta is None else jsonable(self._meta), fields)
 
 
 class block:  # noqa: N801 - used like a function, as a context manager and decorator

@@ -14,12 +14,13 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trifle_otel.clock import Clock
 from trifle_otel.closing import remove_journals
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
 from trifle_otel.errors import StoreUnavailable
+from trifle_otel.interruptions import is_interruption
 from trifle_otel.metrics import Metrics
 from trifle_otel.packing import pack, record_of
 from trifle_otel.recording import Recording, open_recordings
@@ -46,6 +47,9 @@ class Held:
     size: int = 0  # bytes that no bump has taken along yet
     announced: bool = False
     bumped: bool = False
+    encoded: bytes = b""  # the record of `parcel`
+    kept: int = 0  # lines that are there, and not let go of yet
+    parcel: Parcel | None = None  # once all of it is there, the record last
     journaled: int = 0  # lines of a deferred trace that its journal has
     journal: list[str] = field(default_factory=list)  # messages that only the journal refers to
 
@@ -99,6 +103,7 @@ class Delivery:
                 self._finish(recording)
         except Exception as error:  # ours: the job goes on
             self.troubles.report("a trace was lost when it ended", error)
+            recording.take()
 
     def bump(self, recording: Recording) -> None:
         """See `runtime.Sink`."""
@@ -160,38 +165,67 @@ class Delivery:
 
     def _finish(self, recording: Recording) -> None:
         held: Held = recording.spooled
-        lines = recording.take()
         if recording.ignored:
+            recording.take()
             self._ignore(recording, held)
             return
+        parcel = held.parcel
+        if parcel is None:  # else an interruption came after that
+            parcel = self._parcel(recording, held)
+            self.metrics.finished(parcel.record)
+        recording.let_go(held.kept)
+        held.kept = 0
+        try:
+            if (
+                held.folder is not None
+                and parcel.local is None
+                and (held.files or held.bumped or not self._move_in(parcel, held))
+            ):
+                parcel.local = Path(held.folder)
+        except BaseException:  # an interruption
+            parcel.local = Path(held.folder or "")
+            parcel.stored = not parcel.local.exists()
+            raise
+        finally:
+            self.shipper.put(parcel)
+
+    def _parcel(self, recording: Recording, held: Held) -> Parcel:
+        """Put the rest of a trace where what it has handed over already is. Interrupted, it may be called again."""
         if held.journaled:  # written whole now: what the journal counted does not count
             recording.parts = recording.length = 0
             recording.counters = empty_counters()
-        files: dict[str, bytes] = {}
-        if lines:
-            part = pack(recording, lines)
-            files = {**part.artifacts, part.name: part.data}
-        record = record_of(recording, recording.state, recording.last_ns or time.time_ns())
-        self.metrics.finished(record)
-        encoded = encode_record(record)
-        size = self._save(recording, held, files, encoded)
-        local = None if held.folder is None else Path(held.folder)
-        parcel = Parcel(record, local, held.files, size=held.size + size, weight=len(encoded))
-        if self.direct and local is not None and not held.files and not held.bumped:
-            self._move_in(parcel, local, encoded)
-        self.shipper.put(parcel)
-
-    def _move_in(self, parcel: Parcel, local: Path, encoded: bytes) -> None:
-        """Move a finished trace into a local archive: one rename. Its row is noted before, and follows in a batch."""
-        assert self.spool is not None
+        before = _counted(recording)
         try:
-            parcel.row = self.spool.note(encoded)
-            self.archive.store.take(parcel.record.folder, local)
+            lines = recording.waiting()
+            files: dict[str, bytes] = {}
+            if lines:
+                part = pack(recording, lines)
+                files = {**part.artifacts, part.name: part.data}
+            record = record_of(recording, recording.state, recording.last_ns or time.time_ns())
+            encoded = encode_record(record)
+            size = self._save(recording, held, files, encoded)
+            held.encoded, held.kept = encoded, len(lines)
+            held.parcel = parcel = Parcel(record, None, held.files, size=held.size + size, weight=len(encoded))
+        except BaseException:
+            _count_as(recording, before)
+            raise
+        return parcel
+
+    def _move_in(self, parcel: Parcel, held: Held) -> bool:
+        """Move a finished trace into a local archive: one rename. Its row is noted before, and follows in a batch."""
+        store, spool, folder, encoded = self.archive.store, self.spool, held.folder, held.encoded
+        if spool is None or folder is None or not self.direct:
+            return False
+        try:
+            parcel.row = spool.note(encoded)
+            if not store.rename(parcel.record.folder, folder):
+                store.take(parcel.record.folder, Path(folder))
         except (OSError, StoreUnavailable) as error:  # it is whole in the spool, and the shipper tries again
             self.troubles.report("the archive cannot be written; traces wait", error)
-        else:
-            parcel.stored = True
-            parcel.size = len(encoded)  # of its note
+            return False
+        parcel.stored = True
+        parcel.size = len(encoded)  # of its note
+        return True
 
     def _save(self, recording: Recording, held: Held, files: dict[str, bytes], record: bytes) -> int:
         if self.spool is not None and not held.files:
@@ -227,14 +261,23 @@ class Delivery:
         """Flush a live trace: its next part, and a record that says how far it is."""
         held: Held = recording.spooled
         self._announce(held, recording)
-        lines = recording.take()
-        names, size = held.fresh, held.size
+        before = _counted(recording)
+        lines = recording.waiting()
+        names, size = [*held.fresh], held.size
+        try:
+            if lines:
+                part = pack(recording, lines)
+                for name, data in {**part.artifacts, part.name: part.data}.items():
+                    size += self._keep(held, recording, name, data)
+                    names.append(name)
+        except BaseException as error:
+            if is_interruption(error):  # of the job, in whose thread this may be: it is done again
+                _count_as(recording, before)
+            else:
+                recording.let_go(len(lines))
+            raise
+        recording.let_go(len(lines))
         held.fresh, held.size = [], 0
-        if lines:
-            part = pack(recording, lines)
-            for name, data in {**part.artifacts, part.name: part.data}.items():
-                size += self._keep(held, recording, name, data)
-                names.append(name)
         record = record_of(recording, RUNNING, time.time_ns())
         self._keep_record(held, recording, record)
         held.bumped = True
@@ -307,6 +350,23 @@ class Delivery:
             if since >= every:
                 self.bump(recording)
         return running
+
+
+_Counted = tuple[int, int, dict[str, Any]]
+
+
+def _counted(recording: Recording) -> _Counted | None:
+    """What is counted of a trace, as it is now (the counting goes on in a copy); None: nothing yet."""
+    counters = recording.counters
+    if not recording.parts:
+        return None
+    recording.counters = {**counters, "states": {**counters["states"]}, "types": {**counters["types"]}}
+    return recording.parts, recording.length, counters
+
+
+def _count_as(recording: Recording, counted: _Counted | None) -> None:
+    """Count as it was before an interruption."""
+    recording.parts, recording.length, recording.counters = counted or (0, 0, empty_counters())
 
 
 def in_memory(record: bytes) -> int:

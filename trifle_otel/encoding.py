@@ -319,7 +319,7 @@ def _expiry(first_at: datetime, retention: int) -> datetime:
 
 
 def _count(value: object, default: int = 0) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else default
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from trifle_otel.interruptions import let_pass
 from trifle_otel.redaction import Redactor
 from trifle_otel.references import safe_key
 from trifle_otel.runtime import Runtime
@@ -29,16 +30,19 @@ def screened(run: Runtime, text: str) -> str:
     return text if run.redactor is None else run.redactor.text(text)
 
 
-def screened_json(run: Runtime, value: Any) -> Any:
-    """JSON without its secrets."""
-    return value if run.redactor is None else run.redactor.structure(value)
+def screened_pair(run: Runtime, meta: Any, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Meta and a context's fields without their secrets, looked for in both at once."""
+    if run.redactor is None:
+        return meta, fields
+    found = run.redactor.structure([meta, fields])
+    return (found[0], found[1]) if isinstance(found, list) else (found, {})  # a text: it failed, and says so
 
 
 def context_fields(run: Runtime, given: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Fields for the record's context."""
+    """Fields for the record's context, not screened yet."""
     try:
         fields = given() if callable(given) else given
-        return screened_json(run, plain_context(fields)) if fields else {}
+        return plain_context(fields) if fields else {}
     except Exception as error:  # users' code: the trace is recorded without it
         run.troubles.report("a context could not be had, or is no mapping", error)
         return {}
@@ -50,7 +54,8 @@ def labels_of(tags: Any) -> tuple[object, ...]:
         return () if tags is None else (tags,)
     try:
         return tuple(tags)
-    except Exception:  # not iterable: it is one
+    except Exception as error:  # not iterable: it is one
+        let_pass(error)
         return (tags,)
 
 

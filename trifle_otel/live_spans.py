@@ -27,6 +27,7 @@ from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode,
 
 from trifle_otel import conventions as names
 from trifle_otel.encoding import to_json
+from trifle_otel.interruptions import let_pass
 from trifle_otel.span_events import (
     AT_ONCE,
     MAX_STATE,
@@ -224,9 +225,10 @@ def close(frame: Frame, end: int, state: str, error: BaseException | None) -> No
                 _set_outcome(frame, spans, end, state, error)
     except Exception as fault:  # ours or another SDK's: the job goes on
         recording.runtime.troubles.report("events could not be added to a span", fault)
-    _end(recording, span, end)
-    frame.span = None
-    frame.events = outer  # of tasks and threads that run on
+    finally:
+        _end(recording, span, end)
+        frame.span = None
+        frame.events = outer  # of tasks and threads that run on
 
 
 def _set_outcome(frame: Frame, spans: LiveSpans, end: int, state: str, error: BaseException | None) -> None:
@@ -256,8 +258,9 @@ def finish(recording: Recording, error: BaseException | None) -> None:
             span.set_attributes(_root_attributes(recording, spans))
     except Exception as fault:  # ours or another SDK's: the archive is still to be written
         recording.runtime.troubles.report("events could not be added to a span", fault)
-    _end(recording, span, None)
-    recording.spans = root.events = root.span = None
+    finally:
+        recording.spans = root.events = root.span = None
+        _end(recording, span, None)
 
 
 @lru_cache(maxsize=4096)
@@ -317,7 +320,8 @@ def _service_of(provider: otel.TracerProvider) -> str | None:
     """The service's name in the provider's resource, where it has one (the SDK's has) and somebody chose the name."""
     try:
         name = provider.resource.attributes.get("service.name")  # type: ignore[attr-defined]
-    except Exception:  # a provider of another kind
+    except Exception as error:  # a provider of another kind
+        let_pass(error)
         return None
     return name if isinstance(name, str) and name and not name.startswith("unknown_service") else None
 

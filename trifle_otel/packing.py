@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from io import SEEK_END, BytesIO
 from itertools import count
 from typing import NamedTuple
 
@@ -22,7 +23,15 @@ from trifle_otel.shapes import Media, Offloaded, Shape, encode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 1_000_000_000
-_ids = count(int.from_bytes(os.urandom(8), "big"))
+_WINDOW = 1 << 20  # characters that are encoded at once
+
+
+def _random_id() -> int:
+    """One of 16 hex digits, with room above for very many."""
+    return int.from_bytes(os.urandom(8), "big") >> 1
+
+
+_ids = count(_random_id())
 
 
 @dataclass(slots=True)
@@ -41,12 +50,16 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     texts = [line[1] for line in lines]
     if runtime.redactor is not None:
         texts = _screened(recording, runtime.redactor, texts)
+    limit = settings.payload_size_limit
+    aside: dict[str, tuple[str, bytes]] = {}
+    large = max(map(len, texts), default=0) * 4 + 16 > limit  # no character takes more than four bytes
+    if large:
+        texts, aside = _set_aside(lines, texts, limit)
     entries, data, tally = _written(lines, texts)
     _count(recording, len(entries), tally)
     artifacts: dict[str, bytes] = {}
-    limit = settings.payload_size_limit
-    if max(map(len, texts), default=0) * 4 + 16 > limit:  # no character takes more than four bytes
-        artifacts = _offload(recording, entries, limit)
+    if large:
+        artifacts = _offload(recording, entries, aside, limit)
         if artifacts:
             data = encode(entries)
     recording.parts += 1
@@ -120,11 +133,15 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
     """The format's entries: a block's opening is one, its closing two."""
     entries: list[Shape] = []
     add = entries.append
-    raw = heads = media = deepest = 0
+    raw = heads = media = deepest = at = start = end = 0
     unusual: list[str] = []
     for (ns, _, state, kind, frame), text in zip(lines, texts, strict=True):
-        at = ns // _SECOND
-        span = frame.span_id or _identify(frame)
+        if not start <= ns < end:  # of another second than the line before
+            at = ns // _SECOND
+            start, end = at * _SECOND, (at + 1) * _SECOND
+        span = frame.span_id
+        if span is None:
+            frame.span_id = span = f"{next(_ids):016x}"
         if state is not SUCCESS:
             unusual.append(state)
         if kind is CLOSE:
@@ -132,18 +149,20 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
             add(Entry(at, (frame.written or frame.message) + CLOSED, state, TEXT, level, ns, span))
             add(Entry(at, RESULT + text, SUCCESS, RAW, level, ns, span))
             raw += 1
-        elif kind is OPEN:
+        elif kind is OPEN or kind is OPEN_HEAD:
             frame.written = text
-            add(Entry(at, text + OPENED, state, TEXT, frame.level - 1, ns, span, _above(frame)))
+            head = kind is OPEN_HEAD
+            heads += head
+            outer = frame.parent
+            above = None if outer is None else outer.span_id or _identify(outer)
+            level = frame.level - 1
+            deepest = max(deepest, level)  # a block may have nothing in it
+            add(Entry(at, text + OPENED, state, HEAD if head else TEXT, level, ns, span, above))
         elif kind is TEXT:
             level = frame.level
             if level > deepest:
                 deepest = level
             add(Entry(at, text, state, TEXT, level, ns, span))
-        elif kind is OPEN_HEAD:
-            frame.written = text
-            heads += 1
-            add(Entry(at, text + OPENED, state, HEAD, frame.level - 1, ns, span, _above(frame)))
         elif kind is HEAD or kind is RAW:
             heads += kind is HEAD
             raw += kind is RAW
@@ -155,16 +174,49 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
     return entries, Tally(raw, heads, media, unusual, deepest)
 
 
-def _offload(recording: Recording, entries: list[Shape], limit: int) -> dict[str, bytes]:
-    """Move messages of more than `limit` bytes into artifacts, as Trifle does."""
+def _set_aside(lines: list[Line], texts: list[str], limit: int) -> tuple[list[str], dict[str, tuple[str, bytes]]]:
+    """Texts with names in the places of those that make messages of more than `limit` bytes, and these.
+
+    They are not made messages first, nor JSON: a result of any size is held once as text and once as bytes. By
+    the message that stands for it, each has the name and the bytes of its artifact.
+    """
+    kept = list(texts)
+    aside: dict[str, tuple[str, bytes]] = {}
+    for at, (line, text) in enumerate(zip(lines, texts, strict=True)):
+        kind = line[3]
+        if len(text) * 4 + 16 <= limit or kind not in (CLOSE, TEXT, HEAD, RAW):
+            continue
+        prefix = RESULT if kind is CLOSE else ""
+        data = _encoded(prefix, clean_text(text))
+        if len(data) > limit:
+            kept[at] = name = _large_name()
+            aside[prefix + name] = name, data
+    return kept, aside
+
+
+def _encoded(prefix: str, text: str) -> bytes:
+    """Both in UTF-8, without another copy of the text on the way."""
+    if not prefix:
+        return text.encode()
+    stream = BytesIO(prefix.encode())
+    stream.seek(0, SEEK_END)
+    for at in range(0, len(text), _WINDOW):
+        stream.write(text[at : at + _WINDOW].encode())
+    return stream.getvalue()
+
+
+def _offload(
+    recording: Recording, entries: list[Shape], aside: dict[str, tuple[str, bytes]], limit: int
+) -> dict[str, bytes]:
+    """Move messages of more than `limit` bytes into artifacts, as Trifle does; those that were set `aside` too."""
     artifacts: dict[str, bytes] = {}
     types: dict[str, int] = recording.counters["types"]
     for at, entry in enumerate(entries):
-        if len(entry.message) * 4 <= limit or not isinstance(entry, Entry):
+        message = entry.message
+        if not isinstance(entry, Entry) or (message not in aside and len(message) * 4 <= limit):
             continue
-        data = entry.message.encode()
+        name, data = aside.get(message) or (_large_name(), message.encode())
         if len(data) > limit:
-            name = f"part_row_{new_reference().lower()}.txt"
             artifacts[artifact_name(name)] = data
             types[entry.type] -= 1
             types["media"] += 1
@@ -172,6 +224,10 @@ def _offload(recording: Recording, entries: list[Shape], limit: int) -> dict[str
                 entry.at, name, entry.state, "media", entry.level, len(data), entry.ns, entry.span, entry.parent
             )
     return artifacts
+
+
+def _large_name() -> str:
+    return f"part_row_{new_reference().lower()}.txt"
 
 
 def _count(recording: Recording, total: int, tally: Tally) -> None:
@@ -190,15 +246,9 @@ def _count(recording: Recording, total: int, tally: Tally) -> None:
     recording.length += total
 
 
-def _above(frame: Frame) -> str | None:
-    """The id of the block around a block."""
-    outer = frame.parent
-    return None if outer is None else outer.span_id or _identify(outer)
-
-
 def _identify(frame: Frame) -> str:
     """An id for a block that has no span of its own."""
-    frame.span_id = found = f"{next(_ids) & 0xFFFFFFFFFFFFFFFF:016x}"
+    frame.span_id = found = f"{next(_ids):016x}"
     return found
 
 
@@ -208,7 +258,7 @@ def _time(ns: int) -> datetime:
 
 def _new_ids() -> None:
     global _ids  # noqa: PLW0603 - forked siblings may record into one distributed trace: their ids must differ
-    _ids = count(int.from_bytes(os.urandom(8), "big"))
+    _ids = count(_random_id())
 
 
 if hasattr(os, "register_at_fork"):

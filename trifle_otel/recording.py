@@ -21,6 +21,7 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context, create_key
 
 from trifle_otel import live_spans, pending_span
+from trifle_otel.interruptions import is_interruption
 from trifle_otel.otel_context import attach, get_current
 from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
@@ -179,12 +180,21 @@ class RootFrame(Frame):
     def _end(self, error: BaseException | None) -> None:
         try:
             self.recording.end(error)
-        except Exception as fault:  # ours: it must not stand in for the job's own outcome
+        except BaseException as fault:
+            if is_interruption(fault):
+                self.recording.end(error)  # had it not begun
+                raise
+            # ours: it must not stand in for the job's own outcome
             self.recording.runtime.troubles.report("a trace could not be ended", fault)
         finally:
-            self.put_back()
-            if hasattr(self.recording, "root"):
-                del self.recording.root
+            try:
+                self.put_back()
+            except BaseException:  # an interruption: the next job must not be found in this one
+                self.put_back()
+                raise
+            finally:
+                if hasattr(self.recording, "root"):
+                    del self.recording.root
 
 
 class Recording:
@@ -303,7 +313,11 @@ class Recording:
         root.ours = Context({**span.context, FRAME: root})
         attach(root.ours)
         put(root, f"Tracer has been initialized for {self.key}", SUCCESS, TEXT)
-        announce("liftoff", self)
+        try:
+            announce("liftoff", self)
+        except BaseException as error:  # an interruption, since callbacks' own faults end there
+            root.leave_with(error)
+            raise
         return root
 
     def note(self, line: Line, events: live_spans.Pending | None, count: int = 1) -> None:
@@ -322,6 +336,8 @@ class Recording:
     def note_line(self, line: Line) -> None:
         """Append a line of a trace that has spans, but of a frame that has none to tell it to."""
         self.note(line, line[4].events)
+        if not line[0] & SELDOM:
+            self.relieve()
 
     def spilling_line(self, line: Line) -> None:
         """Append a line of a trace that fills quickly: what is too many is flushed by the job's own thread, at once."""
@@ -376,22 +392,39 @@ class Recording:
             self.note((time_ns(), state, previous, STATE, frame), frame.events, 0)
 
     def end(self, error: BaseException | None) -> None:
-        """End the trace: close what is open, innermost first, and hand it on. Only the first call counts."""
+        """End the trace: close what is open, innermost first, and hand it on. Only the first call counts.
+
+        An interruption, a job's time limit say, passes once that is done: it strikes one time.
+        """
+        steps: list[str] = []
+        try:
+            self._end(error, steps)
+        except BaseException as struck:
+            if is_interruption(struck):
+                self._end(error, steps)
+            raise
+
+    def _end(self, error: BaseException | None, steps: list[str]) -> None:
+        """Do what is left to do of that: with `steps`, what an interruption has left."""
         with self.lock:
-            if self.ended is not None or self.lines is None:
+            if not steps and (self.ended is not None or self.lines is None):
                 return
-            self.ended = monotonic_ns()
+            steps.append("begun")
+            self.ended = self.ended or monotonic_ns()
         for frame in reversed(list(self.open)):
             frame.close(frame.state if error is None else ERROR, error)
         if error is not None:
             self._record_exception(error)
-        announce("wrapup", self)
+        if "announced" not in steps:
+            steps.append("announced")
+            announce("wrapup", self)
         if self.state == RUNNING:
             self.state = SUCCESS
         self.settle_retention()
         with self.packing:
             self.append = self.late_line
-            self.rest, self.lines = self.lines, None
+            if self.lines is not None:
+                self.rest, self.lines = self.lines, None
         if self.spans is not None:
             live_spans.finish(self, error)
         _open.pop(self, None)
@@ -403,8 +436,9 @@ class Recording:
 
     def _record_exception(self, error: BaseException) -> None:
         root = self.root
-        put(root, f"Exception: {exception_text(error)}", ERROR, TEXT)
-        put(root, traceback_text(error), SUCCESS, RAW)
+        message, traceback = f"Exception: {exception_text(error)}", traceback_text(error)
+        put(root, message, ERROR, TEXT)
+        put(root, traceback, SUCCESS, RAW)
         self.set_state(ERROR, root)
 
     def settle_retention(self) -> int:
@@ -428,14 +462,18 @@ class Recording:
             context = otel.set_span_in_context(span, context)
         return Context({**context, FRAME: self.root})
 
+    def waiting(self) -> list[Line]:
+        """The lines that nobody has let go of yet. Called under `packing`."""
+        return (self.rest if self.lines is None else self.lines)[:]
+
+    def let_go(self, count: int) -> None:
+        """Let go of the first `count` of them: they are kept elsewhere. Called under `packing`."""
+        del (self.rest if self.lines is None else self.lines)[:count]
+
     def take(self) -> list[Line]:
         """The lines recorded since the last call. Called under `packing`."""
-        lines = self.rest if self.lines is None else self.lines
-        if not lines:
-            return []
-        count = len(lines)
-        taken = lines[:count]
-        del lines[:count]
+        taken = self.waiting()
+        self.let_go(len(taken))
         return taken
 
     def abandon(self) -> None:
@@ -484,13 +522,13 @@ def open_block(outer: Frame, context: Context, message: str, state: str, head: b
     if recording.spans is None:
         frame.ours = ours = Context({**context, FRAME: frame})
         lines.append((time_ns(), message, state, OPEN_HEAD if head else OPEN, frame))
-        if len(lines) > recording.overflow:
-            spill(recording)
     else:
         now = time_ns()
         context = live_spans.open_block(frame, outer, context, now)
         frame.ours = ours = Context({**context, FRAME: frame})
         recording.note((now, message, state, OPEN_HEAD if head else OPEN, frame), None)
+    if len(lines) > recording.overflow:
+        spill(recording)
     recording.open[frame] = frame  # after its line: an error in between, of recursion say, leaves no end without start
     attach(ours)
     return frame

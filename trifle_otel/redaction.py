@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from trifle_otel import redaction_rules as forms
 from trifle_otel import redaction_text
 from trifle_otel.errors import UsageError
+from trifle_otel.interruptions import let_pass
 from trifle_otel.records import CLOSED, OPENED, RESULT
 from trifle_otel.redaction_keys import KEY_LITERALS, Key, KeyRules, is_kept, slug, words_of
 from trifle_otel.redaction_rules import marker
@@ -35,6 +36,7 @@ FAILED = marker("failed")
 _KEY, _CARD, _TOKEN, _SCHEME = 1, 2, 4, 8  # flags: what a literal may be the sign of
 _BETWEEN = "\0\0"  # two, so that what is found at the end of one text takes nothing from the next
 _PASSES = 4
+_WINDOW = 1 << 20  # characters of a text that are made plain at once
 _ARROWS = (OPENED[-1], CLOSED[-1], RESULT[0])
 _start = attrgetter("start")
 _SMALLEST_CARD, _LARGEST_CARD = 10**14, 10**16
@@ -85,7 +87,8 @@ class Redactor:
         """
         try:
             screened = self._screened(text)
-        except Exception:
+        except Exception as error:
+            let_pass(error)
             return FAILED
         return screened if self._custom is None else self._customised(screened, self._custom)
 
@@ -93,7 +96,8 @@ class Redactor:
         """All texts without their secrets, in one pass; the same list object when nothing matched."""
         try:
             suspects: Iterable[int] = range(len(texts)) if self._each else self._suspects(texts)
-        except Exception:
+        except Exception as error:
+            let_pass(error)
             suspects = range(len(texts))
         result = texts
         for row in suspects:
@@ -107,7 +111,8 @@ class Redactor:
         """A JSON-able structure without its secrets, by key and by value; the same object when nothing matched."""
         try:
             return value if self._is_clean(value) else self._structure(value)
-        except Exception:
+        except Exception as error:
+            let_pass(error)
             return FAILED
 
     def _is_clean(self, value: Any) -> bool:
@@ -216,7 +221,8 @@ class Redactor:
     def _customised(text: str, custom: Callable[[str], str]) -> str:
         try:
             result = custom(text)
-        except Exception:
+        except Exception as error:
+            let_pass(error)
             return CUSTOM_FAILED
         if not isinstance(result, str):
             return CUSTOM_FAILED
@@ -246,16 +252,33 @@ class _Finder:
         for word in map(_plain, words):
             groups[-1][word] = groups[-1].get(word, 0) | _KEY
         self._searches = [(_search(list(group)), list(group.values())) for group in groups if group]
+        self._longest = max((len(literal) for group in groups for literal in group), default=0)
 
     def hits(self, text: str) -> list[_Hit]:
         """Where the literals stand, in order of their start."""
-        plain = _plain(text)
-        found: list[_Hit] = []
-        for search, signs in self._searches:
-            for index, start, end in search(plain):
-                found.append(_Hit(signs[index], start, end))
+        if len(text) > _WINDOW:
+            found = list(self._in_windows(text))
+        else:
+            plain = _plain(text)
+            found = []
+            for search, signs in self._searches:
+                for index, start, end in search(plain):
+                    found.append(_Hit(signs[index], start, end))
         found.sort(key=_start)
         return found
+
+    def _in_windows(self, text: str) -> Iterator[_Hit]:
+        """The same of a long text, of which no whole copy is made: it may be a result of any size."""
+        done = [0] * len(self._searches)  # each search goes on behind its last find
+        for at in range(0, len(text), _WINDOW):
+            border = at + _WINDOW
+            plain = _plain(text[at : border + self._longest])
+            for number, (search, signs) in enumerate(self._searches):
+                skip = max(done[number] - at, 0)
+                for index, start, end in search(plain[skip:]):
+                    if (first := at + skip + start) < border:
+                        done[number] = at + skip + end
+                        yield _Hit(signs[index], first, done[number])
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:

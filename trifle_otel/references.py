@@ -7,7 +7,6 @@ called, is not decided here but in `encoding` and `records.Folder`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -16,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+
+from trifle_otel.interruptions import let_pass
 
 MAX_SEGMENT_BYTES = 200
 """The longest segment of a path, in bytes of UTF-8: file systems allow 255, and temporary names need room."""
@@ -28,6 +29,8 @@ MAX_DEPTH = 32
 """The most segments of a key or name: a record lists every prefix of its key."""
 
 UNNAMED = "unnamed"
+
+_REMEMBERED = 512  # characters: what comes of longer keys and names is not kept, which could take all memory
 
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [high + low for high in _DIGITS for low in _DIGITS]  # ten bits at a time
@@ -146,6 +149,8 @@ def derived_reference(ms: int, name: str) -> str:
         ms: Unix time in milliseconds; what a ULID cannot hold is brought as near as it can.
         name: what tells it from all others.
     """
+    import hashlib  # noqa: PLC0415 - it loads OpenSSL, and is seldom needed
+
     number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:10], "big")
     return _digits(min(max(ms, 0), (1 << 48) - 1), 10) + _digits(number, 16)
 
@@ -171,7 +176,8 @@ def safe_key(key: object) -> str:
     `safe_name`) leaves a hash of the original behind, so that two keys do not become one.
     Never empty: a key without a segment is `unnamed`. Safe keys come back unchanged.
     """
-    return _safe_key(key if type(key) is str else _text(key))
+    text = key if type(key) is str else _text(key)
+    return _safe_key(text) if len(text) <= _REMEMBERED else _safe_key.__wrapped__(text)
 
 
 def safe_name(name: object) -> str:
@@ -182,7 +188,8 @@ def safe_name(name: object) -> str:
     deep is cut. The names that a trace's own files have are not allowed for a segment. A
     segment that was changed carries a hash of its original, before the extension.
     """
-    return _safe_name(name if type(name) is str else _text(name))
+    text = name if type(name) is str else _text(name)
+    return _safe_name(text) if len(text) <= _REMEMBERED else _safe_name.__wrapped__(text)
 
 
 def safe_reference(reference: object) -> str:
@@ -196,9 +203,13 @@ def safe_reference(reference: object) -> str:
     return _marked(clean, text, MAX_REFERENCE_BYTES)
 
 
-@lru_cache(maxsize=1024)
 def segments(key: str) -> tuple[str, ...]:
     """Every prefix of a key's path: `a/b/c` gives `a`, `a/b` and `a/b/c`."""
+    return _segments(key) if len(key) <= _REMEMBERED else _segments.__wrapped__(key)
+
+
+@lru_cache(maxsize=1024)
+def _segments(key: str) -> tuple[str, ...]:
     parts = key.split("/")
     return tuple("/".join(parts[: count + 1]) for count in range(len(parts)))
 
@@ -245,6 +256,8 @@ def _clean_segment(segment: str) -> str:
 
 def _marked(segment: str, original: str, limit: int) -> str:
     """A segment with the hash of its original before the extension, the whole cut to `limit` bytes."""
+    import hashlib  # noqa: PLC0415 - it loads OpenSSL, and is seldom needed
+
     found = _EXTENSION.search(segment, 1)
     stem, extension = (segment[: found.start()], found[0]) if found else (segment, "")
     digest = hashlib.sha256(original.encode("utf-8", "surrogatepass")).hexdigest()
@@ -287,5 +300,6 @@ def _text(value: object) -> str:
         return value.decode("utf-8", "surrogateescape")
     try:
         return str.__str__(str(value))
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return type(value).__name__

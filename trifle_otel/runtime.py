@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from trifle_otel.interruptions import let_pass
 from trifle_otel.redaction import Redactor
 from trifle_otel.settings import Settings
 from trifle_otel.values import serializer
@@ -72,7 +73,12 @@ class Troubles:
         """Told of each: what, and how often. For metrics."""
 
     def report(self, what: str, error: BaseException | None = None, amount: int = 1, detail: str = "") -> None:
-        """Count `what` went wrong (one of few texts), and tell of it, with `detail`. Never raises."""
+        """Count `what` went wrong (one of few texts), and tell of it, with `detail`.
+
+        Raises nothing, but `error` again where it is no fault of ours: see `interruptions`.
+        """
+        if error is not None:
+            let_pass(error)
         with self._lock:
             self.counts[what] += amount
             due = self._due(what)
@@ -82,6 +88,7 @@ class Troubles:
             try:
                 self._handler(error)
             except Exception as second:  # a handler of the user's: its own fault is logged beside ours
+                let_pass(second)
                 logger.warning("error_handler raised %r", second)
         elif due:
             because = f": {error!r}" if error is not None else ""
@@ -153,6 +160,7 @@ def _start() -> Runtime:
                 if _first_use is not None:
                     _first_use()
             except Exception as error:  # a wrong environment variable must not stop the job that it was meant to record
+                let_pass(error)
                 logger.warning("trifle_otel is not configured, nothing is archived: %s", error)
             if _runtime is None:
                 install(Runtime(Settings(), None))

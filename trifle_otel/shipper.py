@@ -7,7 +7,8 @@ Its promises, each tested:
 - memory stays bounded, however much waits: see `backlog`;
 - `flush` and `close` keep their deadlines even when a store hangs;
 - a forked child begins with nothing: what its parent had is its parent's;
-- folders of dead processes are adopted, at the start and regularly, and what this process recorded goes first;
+- folders of dead processes are adopted, at the start, regularly, and once more at the end (a worker's jobs may have
+  run in processes that it forked), and what this process recorded goes first;
 - nothing that it does is traced by the instrumentations around it.
 
 What is packed and how it is spooled is not known here; see `delivery`, `spool` and `adoption`.
@@ -57,8 +58,8 @@ _DROPPED: Final = {"row": ROWS_DROPPED, "part": _PARTS_DROPPED}
 class Shipper:
     """A queue of parcels and the thread that empties it.
 
-    `_state` (a condition) guards `_backlog`, `_batch`, `_under_way`, `_thread`, `_stopping` and `_adopting`. Only the
-    thread changes `_unindexed`, and it alone touches `_pause`, `_adoption`, the store and the index.
+    `_state` (a condition) guards `_backlog`, `_batch`, `_under_way`, `_thread`, `_stopping`, `_adopting` and
+    `_asked`. Only the thread changes `_unindexed`, and it alone touches `_pause`, `_adoption`, the store and the index.
 
     Args:
         limit: bytes that may wait.
@@ -104,11 +105,14 @@ class Shipper:
         self._adopted = 0.0
         self._adoption: Generator[int, None, None] | None = None
         self._adopting = False
+        self._asked = False  # to look for what dead processes left, however lately it did
 
     def put(self, parcel: Parcel) -> None:
-        """Queue a parcel. Never waits for the archive, never raises."""
+        """Queue a parcel, once. Never waits for the archive, never raises but an interruption of the job."""
         with self._state:
-            self._backlog.put(parcel)
+            if not parcel.queued:
+                self._backlog.put(parcel)
+                parcel.queued = True
             dropped = self._drop_above_limit()
             if self._thread is None:
                 self._start()
@@ -130,7 +134,11 @@ class Shipper:
         """Ship all that waits, and stop the thread; True when it is done within `timeout` seconds."""
         end = time.monotonic() + timeout
         done = self.flush(timeout)
-        with self._state:  # a short script is often the next process for what dead ones left
+        with self._state:  # who ends is often the next process for what dead ones left, its children among them
+            if self._thread is not None and self._adopter is not None:
+                self._adopting = self._asked = True
+                self._urgent.set()
+                self._wake.set()
             self._state.wait_for(lambda: not self._adopting, max(0.0, end - time.monotonic()))
         self._stopping = True
         self._urgent.set()
@@ -174,6 +182,10 @@ class Shipper:
             self._adopting = False
             if self.spool is None or "shutdown" not in str(error):
                 self.troubles.report("the background thread could not be started", error)
+        except BaseException:  # an interruption of the job
+            if not thread.is_alive():
+                self._thread = None
+            raise
 
     def _pending(self) -> bool:
         return bool(len(self._backlog) or self._batch or self._unindexed)
@@ -230,6 +242,7 @@ class Shipper:
                 pass
         if self._pause:
             self._report(self._drop_above_age(), TOO_OLD)
+            self._asked = False  # it has been tried
             self._end_adoption()
         if self._adopter is not None and self._adoption is None:
             with self._state:
@@ -444,10 +457,11 @@ class Shipper:
         now = time.monotonic()
         if self._adoption is None:
             if self._adopter is None or (
-                self._adopted and now - self._adopted < ADOPT_EVERY * random.uniform(0.8, 1.2)
+                self._adopted and not self._asked and now - self._adopted < ADOPT_EVERY * random.uniform(0.8, 1.2)
             ):
                 self._pause = 0.0  # what failed was adoption, and nothing else waits
                 return False
+            self._asked = False
             self._adopted = now
             self._adoption = self._adopter.steps()
         try:
@@ -468,7 +482,7 @@ class Shipper:
             self._adoption.close()
         with self._state:
             self._adoption = None
-            self._adopting = False
+            self._adopting = self._asked
             self._state.notify_all()
 
 

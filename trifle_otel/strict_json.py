@@ -76,7 +76,7 @@ def format_time(moment: datetime) -> str:
     """ISO 8601 in UTC with microseconds and `Z`; a time without a zone is taken to be UTC."""
     if moment.tzinfo is not timezone.utc:
         moment = _in_utc(moment)
-    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"  # in the place of "+00:00"
 
 
 def parse_time(text: str) -> datetime:

@@ -1,6 +1,7 @@
 """Any value to text (a line's message, a block's result) and any value to plain JSON (meta, context).
 
-Nothing here raises an `Exception`, whatever the value does; `KeyboardInterrupt` and its kin pass.
+Nothing here raises an `Exception`, whatever the value does; `KeyboardInterrupt` and its kin pass, and what
+`interruptions` names.
 Nothing is shortened: sizes are the business of spans and of offloading. Redaction lives in
 `redaction`, bytes on disk in `encoding`.
 """
@@ -24,6 +25,7 @@ from uuid import UUID
 
 from trifle_otel.encoding import clean_text
 from trifle_otel.errors import UsageError
+from trifle_otel.interruptions import let_pass
 
 MAX_DEPTH = 50  # Ruby's JSON refuses more than 100 levels, and a record has a few of its own
 MAX_ITEMS = 10_000_000  # against containers that hold one another many times over
@@ -53,7 +55,8 @@ def text_of(value: object) -> str:
         if issubclass(type(value), _BYTES):
             return bytes(cast(bytes, value)).decode("utf-8", "backslashreplace")
         return _plain(str(value))
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return repr_of(value)
 
 
@@ -62,6 +65,7 @@ def repr_of(value: object) -> str:
     try:
         text = repr(value)
     except Exception as error:
+        let_pass(error)
         return _described(value, error)
     return text if type(text) is str else _plain(text)
 
@@ -70,7 +74,8 @@ def json_of(value: object) -> str:
     """The value as compact JSON, by way of `jsonable`."""
     try:
         return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return repr_of(value)
 
 
@@ -108,7 +113,8 @@ def jsonable(value: Any, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITE
     """
     try:
         return _Walk(max_depth, max_items).plain(value, 0)
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return clean_text(repr_of(value))
 
 
@@ -122,6 +128,7 @@ def traceback_text(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error)).rstrip("\n")
     except Exception as second:  # an exception whose own methods raise
+        let_pass(second)
         return f"<traceback of {type(error).__name__} cannot be formatted: {type(second).__name__}>"
 
 
@@ -142,7 +149,8 @@ def _guarded(function: Callable[[Any], Any]) -> Serializer:
     def serialize(value: Any) -> str:
         try:
             text = function(value)
-        except Exception:
+        except Exception as error:
+            let_pass(error)
             return repr_of(value)
         return text if type(text) is str else text_of(text)
 
@@ -169,7 +177,8 @@ def _attribute(kind: type, name: str) -> str:
     try:
         found = type.__getattribute__(kind, name)
         return _plain(found) if isinstance(found, str) else "?"
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return "?"
 
 
@@ -260,6 +269,8 @@ class _Pairs(list[tuple[Any, Any]]):
 def _members(value: Any) -> list[Any] | None:
     """What a container holds, by the built-in type's own iteration; None for what is no container."""
     kind = type(value)
+    if kind is list or kind is tuple:  # as what a job is called with nearly always is
+        return list(value)
     if issubclass(kind, dict):
         return _Pairs(dict.items(value))
     if issubclass(kind, tuple) and isinstance(names := getattr_static(kind, "_fields", None), tuple):
@@ -301,7 +312,8 @@ def _text_of_known(value: Any, kind: type) -> str:
         for base in _AS_TEXT:
             if issubclass(kind, base):
                 return base.__str__(value)
-    except Exception:
+    except Exception as error:
+        let_pass(error)
         return repr_of(value)
     return text_of(value) if issubclass(kind, _BYTES) else repr_of(value)
 

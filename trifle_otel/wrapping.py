@@ -58,13 +58,13 @@ def call(function: Callable[[], Any], frame: Frame) -> Any:
     """
     try:
         value = function()
-    except BaseException as error:
+        if type(value) not in LAZY:  # not its `__class__`, which a value may lie about, or raise at
+            frame.returned(value)
+            return value
+    except BaseException as error:  # an interruption, too, that strikes while the value is recorded
         frame.leave_with(error)
         raise
-    if type(value) in LAZY:  # not its `__class__`, which a value may lie about, or raise at
-        return later(value, frame)
-    frame.returned(value)
-    return value
+    return later(value, frame)
 
 
 def later(value: Any, frame: Frame) -> Any:
@@ -92,13 +92,13 @@ def _plain(function: Callable[..., Any], opener: Opener) -> Callable[..., Any]:
             return function(*args, **kwargs)
         try:
             value = function(*args, **kwargs)
+            if type(value) is not CoroutineType:
+                frame.returned(value)
+                return value
         except BaseException as error:
             frame.leave_with(error)
             raise
-        if type(value) is CoroutineType:
-            return later(value, frame)
-        frame.returned(value)
-        return value
+        return later(value, frame)
 
     return wrapper
 
@@ -116,10 +116,10 @@ async def _await(coroutine: Coroutine[Any, Any, Any], opener: Opener) -> Any:
         return await coroutine
     try:
         value = await coroutine
+        frame.returned(value)
     except BaseException as error:
         frame.leave_with(error)
         raise
-    frame.returned(value)
     return value
 
 

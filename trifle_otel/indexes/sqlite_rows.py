@@ -29,6 +29,7 @@ KEPT_SECONDS = (-_MAX_MILLISECOND // 1000, _MAX_MILLISECOND // 1000)
 """Unix times that ids tell apart."""
 _MAX = 2**63 - 1
 _LONGEST = 10**9 - 1  # milliseconds; what takes longer has the same words
+_REMEMBERED = 4096  # characters of all segments of a record
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 _ADD = "INSERT INTO labels (rowid, words) VALUES (new.id, new.words);"
@@ -174,7 +175,7 @@ def row_of(record: TraceRecord) -> Row:
         first_id(first_at) | (zlib.crc32(reference.encode()) & _SLOTS),
         reference,
         clean_text(record.key),
-        _segments_json(record.segments),
+        _of_segments(_segments_json, record.segments),
         clean_text(record.state),
         _json(record.tags),
         _json(record.meta),
@@ -260,12 +261,17 @@ def longer_words(duration: int) -> list[str]:
 
 
 def _words(record: TraceRecord) -> str:
-    words = [_segment_words(record.segments), _state_word(record.state), *duration_words(record.duration)]
+    words = [_of_segments(_segment_words, record.segments), _state_word(record.state), *duration_words(record.duration)]
     words += [_tag_word(tag) for tag in record.tags]
     trace_id = record.trace_id
     if trace_id is not None:
         words.append(word("trace", trace_id))
     return " ".join(words)
+
+
+def _of_segments(function: Any, segments: tuple[str, ...]) -> Any:
+    """What a function gives for segments, remembered unless they are so large that it could take all memory."""
+    return function(segments) if sum(map(len, segments)) <= _REMEMBERED else function.__wrapped__(segments)
 
 
 @lru_cache(maxsize=1024)

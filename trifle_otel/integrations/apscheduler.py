@@ -6,6 +6,7 @@ forks it has.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
 from collections.abc import Callable
@@ -99,6 +100,9 @@ class _Traced:
             return await self._job.func(*args, **kwargs)
         try:
             value = await self._job.func(*args, **kwargs)
+        except asyncio.CancelledError:
+            attempt.cancel("the scheduler ends")
+            raise
         except BaseException as error:
             attempt.fail(error)
             raise

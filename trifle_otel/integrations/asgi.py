@@ -8,11 +8,12 @@ unchanged. Background tasks of Starlette are part of it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from trifle_otel.integrations.attempts import Attempt
-from trifle_otel.integrations.web import Request, WebOptions, answered, start_request
+from trifle_otel.integrations.web import Request, WebOptions, answered, gone, start_request
 from trifle_otel.runtime import runtime
 
 Scope = MutableMapping[str, Any]
@@ -54,6 +55,9 @@ class TraceMiddleware:
             return
         try:
             await self.app(scope, receive, _watched(send, attempt))
+        except asyncio.CancelledError:
+            gone(attempt)
+            raise
         except BaseException as error:
             attempt.fail(error)
             raise

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from opentelemetry import propagate
@@ -21,6 +22,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from trifle_otel.calls import tracer
+from trifle_otel.interruptions import is_interruption
 from trifle_otel.otel_context import attach, get_current
 from trifle_otel.recording import FRAME, Frame, Recording, RootFrame, put
 from trifle_otel.records import ERROR, SUCCESS, WARNING
@@ -135,7 +137,11 @@ class Attempt:
         """The job returned `value`."""
         frame = self._frame
         if frame is not None and value is not None:
-            frame.result(value)
+            try:
+                frame.result(value)
+            except BaseException as error:  # an interruption: what the job did is over, its end is not
+                self.fail(error)
+                raise
         self._end(None)
 
     def fail(self, error: BaseException | None) -> None:
@@ -280,13 +286,20 @@ def inject(headers: MutableMapping[str, Any], *, job_id: str | None = None) -> N
         runtime().troubles.report("a trace context could not be put into a message", error)
 
 
-def end(attempt: Attempt, how: Callable[[], None]) -> None:
-    """End an attempt by `how`, which asks the framework what became of it. Never raises, and always ends it."""
+def end(attempt: Attempt, how: Callable[[], None], raised: BaseException | None = None) -> None:
+    """End an attempt by `how`, which asks the framework what became of it. Always ends it.
+
+    Raises nothing but an interruption of the job. `raised`: what the job raised, should that not be found out.
+    """
     try:
         how()
-    except Exception as error:  # a version of the framework that is not as we know it: the job is none the wiser
+    except BaseException as error:
+        if is_interruption(error):
+            attempt.fail(error)
+            raise
+        # a version of the framework that is not as we know it: the job is none the wiser
         runtime().troubles.report("how an attempt at a job ended could not be found out", error)
-        attempt.fail(None)
+        attempt.fail(raised)
 
 
 def running_job() -> tuple[str | None, str | None]:
@@ -323,6 +336,7 @@ def _enqueuers(headers: Mapping[str, Any], context: Context) -> Context:
         return context
 
 
+@lru_cache(maxsize=1024)
 def default_key(name: str) -> str:
     """`jobs/<module path>/<name>`, of a dotted or slashed name."""
     return "jobs/" + _LOCAL.sub("", name.replace(":", ".")).replace("..", ".").strip(".").replace(".", "/")
@@ -395,7 +409,13 @@ def _attributes(job: Job) -> dict[str, Any]:
 
 
 def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{_host()}:{os.getpid()}"
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    """The host's name; it does not change while a process lives."""
+    return socket.gethostname()
 
 
 def _never(job: Job) -> bool:

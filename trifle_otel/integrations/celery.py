@@ -17,13 +17,15 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import SpanKind
 
-from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, start
+from trifle_otel import interruptions
+from trifle_otel.calls import prepare
+from trifle_otel.integrations.attempts import Attempt, Job, Options, end, inject, start
 from trifle_otel.runtime import runtime
 
 try:
     from celery import _state, signals, states
     from celery.app import trace as celery_trace
-    from celery.exceptions import Ignore, Reject, Retry
+    from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
     from celery.loaders.base import BaseLoader
 except ImportError as missing:
     from trifle_otel.errors import MissingDependency
@@ -61,6 +63,7 @@ def instrument(
     global _options
     before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
     if before is None:
+        interruptions.add(SoftTimeLimitExceeded)
         for loader in _loaders(BaseLoader):
             _hook(loader)
         signals.worker_init.connect(_worker_starts, weak=False)
@@ -74,6 +77,7 @@ def uninstrument() -> None:
     """Trace no more attempts. Those that run are still ended."""
     global _options  # noqa: PLW0603
     _options = None
+    interruptions.remove(SoftTimeLimitExceeded)
     for loader, theirs in _hooked.items():
         setattr(loader, _HOOK, theirs)
     _hooked.clear()
@@ -127,7 +131,7 @@ def _worker_starts(sender: Any = None, **_: Any) -> None:
 
     It is this process that ships what a pool's process left behind when it was recycled or killed.
     """
-    runtime()
+    prepare()
     loader = getattr(getattr(sender, "app", None), "loader", None)
     if loader is not None:  # of a class, perhaps, that was not there when `instrument` was called
         _hook(type(loader))
@@ -198,11 +202,7 @@ def _ends(task: Any = None, state: str | None = None, retval: Any = None, **_: A
         return
     # without a state it leaves through Celery, as SystemExit does
     error = retval if isinstance(retval, BaseException) else sys.exc_info()[1]
-    try:
-        _ends_with(attempt, error, task)
-    except Exception as fault:  # a task's or an exception's own attributes may be anything
-        runtime().troubles.report("how an attempt at a job ended could not be said", fault)
-        attempt.fail(error)
+    end(attempt, lambda: _ends_with(attempt, error, task), error)
 
 
 def _ends_with(attempt: Attempt, error: BaseException | None, task: Any) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from trifle_otel.calls import prepare
 from trifle_otel.integrations.attempts import (
     PARENT,
     ROOT,
@@ -90,7 +91,7 @@ def _before(theirs: Any, broker: Any, signal: str, *args: Any, **kwargs: Any) ->
     elif signal == "enqueue":
         inject(args[0].options, job_id=args[0].message_id)
     elif signal == "worker_boot":
-        runtime()  # it looks for what dead processes left, before the first message
+        prepare()  # before the first message; and it looks for what dead processes left
     return theirs(broker, signal, *args, **kwargs)
 
 

@@ -254,10 +254,11 @@ def _brought_home(inner: Future[Any], frame: Frame) -> Future[Any]:
             frame.recording.runtime.troubles.report(
                 "what another process recorded could not be put into a trace", error
             )
-        if collected.error is not None:
-            outer.set_exception(collected.error)
-        else:
-            outer.set_result(collected.value)
+        finally:
+            if collected.error is not None:
+                outer.set_exception(collected.error)
+            else:
+                outer.set_result(collected.value)
 
     inner.add_done_callback(done)
     return outer

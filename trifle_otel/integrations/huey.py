@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
 
+from trifle_otel import interruptions
 from trifle_otel.calls import prepare
 from trifle_otel.integrations.attempts import (
     ATTEMPT,
@@ -37,7 +38,7 @@ from trifle_otel.runtime import runtime
 try:
     from huey import consumer
     from huey.api import Huey, Task
-    from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask, TaskLockedException
+    from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
     from huey.registry import Message
     from huey.serializer import Serializer
 except ImportError as missing:
@@ -76,6 +77,7 @@ def instrument(
     global _options
     before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
     if before is None:
+        interruptions.add(TaskTimeout)  # in a greenlet, too
         _patches.put(Huey, "enqueue", _enqueue)
         _patches.put(Huey, "_execute", _execute)
         _patches.put(Huey, "_requeue_task", _try_again)
@@ -92,6 +94,7 @@ def uninstrument() -> None:
     """Trace no more attempts."""
     global _options  # noqa: PLW0603
     _options = None
+    interruptions.remove(TaskTimeout)
     _patches.take_back()
 
 

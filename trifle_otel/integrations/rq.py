@@ -19,6 +19,7 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from trifle_otel import interruptions
 from trifle_otel.calls import prepare
 from trifle_otel.integrations.attempts import (
     ATTEMPT,
@@ -41,6 +42,7 @@ try:
     from rq import worker as rq_worker
     from rq.job import Job as RQJob
     from rq.job import JobStatus
+    from rq.timeouts import BaseTimeoutException
 except ImportError as missing:
     from trifle_otel.errors import MissingDependency
 
@@ -82,6 +84,7 @@ def instrument(
     global _options
     before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
     if before is None:
+        interruptions.add(BaseTimeoutException)  # out of a timer's thread, too
         _patches.put(RQJob, "create", _create)
         _patches.put(RQJob, "perform", _perform)
         _patches.put(RQJob, "retry", _retry)
@@ -96,6 +99,7 @@ def uninstrument() -> None:
     """Trace no more attempts."""
     global _options  # noqa: PLW0603
     _options = None
+    interruptions.remove(BaseTimeoutException)
     _patches.take_back()
 
 

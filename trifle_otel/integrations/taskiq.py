@@ -7,6 +7,7 @@ attempt that is tried again is known by what Taskiq's retry middlewares put into
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,9 @@ async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: 
     try:
         _watch(self.broker)
         result = await run_task(self, target, message, *args, **kwargs)
+    except asyncio.CancelledError:
+        attempt.cancel("the worker ends")
+        raise
     except BaseException as error:
         attempt.fail(error)
         raise
@@ -114,6 +118,8 @@ def _watch(broker: Any) -> None:
 def _end(attempt: Attempt, result: Any, raised: BaseException | None) -> None:
     if raised is None and not result.is_err:
         attempt.succeed(result.return_value)
+    elif isinstance(raised, asyncio.CancelledError):  # which Taskiq keeps as a result
+        attempt.cancel("the worker ends", raised)
     elif isinstance(raised, NoResultError):
         attempt.ignore("no result is kept")
     elif isinstance(raised, TaskRejectedError):

@@ -75,6 +75,12 @@ def answered(attempt: Attempt, status: int) -> None:
     attempt.note(f"Response {status}", WARNING if status >= 400 else SUCCESS)
 
 
+def gone(attempt: Attempt) -> None:
+    """End the trace of a request whose client did not wait for all of the answer: said, and no failure of ours."""
+    attempt.say("Cancelled: the client went away", WARNING)
+    attempt.succeed()
+
+
 def default_key(request: Request) -> str:
     """`http/<method>/<route template>`, never the path: a key stands for one kind of work."""
     route = (request.route or "").strip("/")

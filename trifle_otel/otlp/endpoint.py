@@ -104,6 +104,7 @@ def endpoint_of(
 def _parse(given: str, secure: bool) -> tuple[SplitResult, bool]:
     """The parts of a URL, and whether it is TLS; where no scheme says so, what was given."""
     try:
+        given.encode()  # raises for bytes of the command line that are not UTF-8
         parts = urlsplit(given if "://" in given else f"//{given}")
         port = parts.port
     except ValueError as error:

@@ -17,7 +17,7 @@ from django.urls import Resolver404, get_resolver
 from trifle_otel.integrations.attempts import Attempt, is_wanted
 from trifle_otel.integrations.django.options import given
 from trifle_otel.integrations.django.streams import trace_to_its_end
-from trifle_otel.integrations.web import Request, answered, start_request
+from trifle_otel.integrations.web import Request, answered, gone, start_request
 from trifle_otel.records import WARNING
 from trifle_otel.runtime import runtime
 from trifle_otel.values import exception_text
@@ -67,7 +67,7 @@ class TraceMiddleware:
         try:
             response = await self.get_response(request)
         except asyncio.CancelledError:
-            attempt.cancel("the client went away")
+            gone(attempt)
             raise
         except BaseException as error:
             attempt.fail(error)

@@ -9,8 +9,8 @@ from typing import Any
 from opentelemetry.context import Context
 
 from trifle_otel.integrations.attempts import Attempt
+from trifle_otel.integrations.web import gone
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.records import WARNING
 
 
 def trace_to_its_end(response: Any, attempt: Attempt) -> None:
@@ -53,8 +53,7 @@ class _Inside:
             if kind in (StopIteration, StopAsyncIteration):
                 self.attempt.succeed()
             elif isinstance(error, asyncio.CancelledError):
-                self.attempt.note("The client went away", WARNING)  # as most streams of events end
-                self.attempt.succeed()
+                gone(self.attempt)  # as most streams of events end
             elif error is not None:
                 self.attempt.fail(error)
             else:
