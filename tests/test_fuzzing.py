@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import random
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def test_what_was_found_stays_mended(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_the_fuzzer_begins_with_is_answered(target: str) -> None:
+def test_what_the_fuzzer_begins_with_is_answered(target: str, caplog: pytest.LogCaptureFixture) -> None:
     """Each target takes its seeds, no bytes at all, and bytes that are nothing."""
+    caplog.set_level(logging.CRITICAL, "opentelemetry")  # it logs headers as they are, which no report can be sent with
     begun = list(seeds(target))
     assert begun
     for data in (*begun, b"", b"\0", b"\xff" * 100):

@@ -57,6 +57,13 @@ def strike(*_: Any) -> Any:
     signal.raise_signal(signal.SIGALRM)
 
 
+@pytest.fixture(autouse=True)
+def still_open() -> Callable[[], list[str]]:
+    """Gives the keys of traces that a test has left open: other tests leave some, to see what becomes of them."""
+    before = set(open_recordings())
+    return lambda: [job.key for job in open_recordings() if job not in before]
+
+
 def strike_at_7(value: object) -> str:
     """A serializer to which one value takes too long."""
     return str(strike() if value == 7 else value)
@@ -133,7 +140,7 @@ def test_a_time_limit_reaches_the_job(place: str) -> None:
 
 @pytest.mark.parametrize("event", ["liftoff", "bump", "wrapup"])
 @pytest.mark.parametrize("mode", ["live", "deferred"])
-def test_in_a_callback_it_reaches_the_job_too(event: Any, mode: Any) -> None:
+def test_in_a_callback_it_reaches_the_job_too(event: Any, mode: Any, still_open: Callable[[], list[str]]) -> None:
     """And the trace, interrupted at its start or at its end, is closed."""
     archive = trifle.configure("memory:", default_mode=mode)
     trifle.on(event, strike)
@@ -146,7 +153,7 @@ def test_in_a_callback_it_reaches_the_job_too(event: Any, mode: Any) -> None:
 
     with pytest.raises(OutOfTime):
         run()
-    assert [job.key for job in open_recordings()] == []
+    assert still_open() == []
     assert trifle.flush(5)
     assert [record.state for record in archive.search().records] == ["success" if event == "wrapup" else "error"]
 
@@ -254,7 +261,9 @@ class StrikeAt:
 
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", ["archive alone", "spans", "deferred"])
-def test_at_whatever_line_a_traces_end_is_interrupted(settings: str, step: int, own_folder: Path) -> None:
+def test_at_whatever_line_a_traces_end_is_interrupted(
+    settings: str, step: int, own_folder: Path, still_open: Callable[[], list[str]]
+) -> None:
     """It ends: with all of its lines, once, in the archive; and the interruption goes on to the job."""
     interruptions.add(OutOfTime)
     provider = Sdk().provider if settings == "spans" else None
@@ -286,7 +295,7 @@ def test_at_whatever_line_a_traces_end_is_interrupted(settings: str, step: int, 
         interruptions.remove(OutOfTime)
     assert place > 200
     assert swallowed == [place]
-    assert [job.key for job in open_recordings()] == []
+    assert still_open() == []
     assert trifle.flush(10)
     found = {record.key: record for record in archive.search(limit=1000).records}
     assert set(found) == {f"jobs/{number}" for number in range(1, place + 1, step)}
@@ -321,9 +330,9 @@ def test_an_attempt_is_ended_where_finding_out_how_is_interrupted() -> None:
     assert messages(archive)[0] == f"Exception: after {int(signal.SIGALRM)}"
 
 
-def test_a_selector_that_takes_too_long_ends_the_job() -> None:
+def test_a_selector_that_takes_too_long_ends_the_job(still_open: Callable[[], list[str]]) -> None:
     """It runs in the job's time."""
     trifle.configure("memory:")
     with pytest.raises(OutOfTime):
         start(Job(system="rq", name="price"), Options(select=strike))
-    assert [job.key for job in open_recordings()] == []
+    assert still_open() == []

@@ -263,8 +263,11 @@ def test_a_viewer_of_the_group_sees_what_a_worker_writes(tmp_path: Path, open_fo
 
     record("line 1")
     archive.close()  # the last connection takes SQLite's log with it
-    with trifle.configure(tmp_path / "warm"), trifle.tracer("jobs/one"):
+    warm = trifle.configure(tmp_path / "warm")
+    with trifle.tracer("jobs/one"):
         pass
+    assert trifle.flush(5)
+    warm.close()
     command = [sys.executable, "-c", READING, str(tmp_path / "warm"), str(root), "54321"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdin is not None
