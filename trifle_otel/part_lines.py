@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from trifle_otel import encoding
 from trifle_otel.errors import DamagedArchive
@@ -16,6 +16,7 @@ from trifle_otel.records import Entry, TraceRecord
 
 DENSE = 8
 """Where more than one of so many lines is asked for, parsing all of them is quicker."""
+_T = TypeVar("_T")
 _FIRST, _BETWEEN, _LAST = b'[{"at":', b',{"at":', b"}]"
 
 
@@ -146,11 +147,21 @@ else:
             """As of `Entry`."""
             return self.type == "media" and self.level is not None and self.message.startswith("part_row_")
 
-    decode = msgspec.json.Decoder(list[_Peek]).decode
-    decode_one = msgspec.json.Decoder(_Peek).decode
-    _raw = msgspec.json.Decoder(list[msgspec.Raw])
+    def _decoder(kind: type[_T]) -> Callable[[bytes], _T]:
+        """What decodes JSON of that kind, and raises `ValueError` for what is nested too deeply as well."""
+        plainly = msgspec.json.Decoder(kind).decode
+
+        def decoded(data: bytes) -> _T:
+            try:
+                return plainly(data)
+            except RecursionError as error:
+                raise ValueError("JSON is nested too deeply") from error
+
+        return decoded
+
+    _raw = _decoder(list[msgspec.Raw])
 
     def _count_raw(part: bytes) -> int:
-        return len(_raw.decode(part))
+        return len(_raw(part))
 
-    count = _count_raw
+    decode, decode_one, count = _decoder(list[_Peek]), _decoder(_Peek), _count_raw
