@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 from html import unescape
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -24,6 +25,7 @@ pytest.importorskip("starlette", reason="needs the extra `viewer`")
 pytest.importorskip("jinja2", reason="needs the extra `viewer`")
 
 import viewing
+from starlette.requests import ClientDisconnect
 from viewing import HOSTILE, NOW, PNG, TRACE_ID, Client, Trace
 
 from trifle_otel import value_html, value_trees
@@ -34,7 +36,7 @@ from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import RUNNING, Position, TraceRecord
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.testing import sample_record
-from trifle_otel.viewer import compare_page, finding, neighbours
+from trifle_otel.viewer import compare_page, files, finding, neighbours
 from trifle_otel.viewer.app import make_app
 from trifle_otel.viewer.settings import Settings
 
@@ -557,6 +559,21 @@ def test_pictures_are_shown_by_their_first_bytes(client: Client) -> None:
     assert fake.headers["content-disposition"].startswith("attachment")
     assert "<img" in client.get(f"/traces/{FULL}/artifacts/chart.png").text
     assert "<img" not in client.get(f"/traces/{FULL}/artifacts/fake.png").text
+
+
+async def test_an_artifact_is_closed_though_its_client_has_gone() -> None:
+    """A browser that goes away before the first byte leaves no file open."""
+    stream = BytesIO(b"all of it")
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        raise OSError("gone")
+
+    with pytest.raises((OSError, ClientDisconnect)):
+        await files.Download(b"", stream)({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
+    assert stream.closed
 
 
 @pytest.mark.parametrize("name", ["page.html", "logo.svg", "raw.bin", "sub dir/übersicht.txt", "chart.png"])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trifle_otel.encoding import MAX_RECORD_BYTES, RECORD_NAME, decode_record, encode_record
-from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable, UsageError
 from trifle_otel.plain_files import is_plain, read_plain
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.spool import ASIDE, LOCK, Orphan, Parcel, Spool, adopt, size_of
@@ -107,7 +107,10 @@ class Adopter:
         for parcel in batch:
             assert parcel.local is not None
             if parcel.kind == "ignored":
-                self._forget(parcel.record, parcel.local)
+                try:
+                    self._forget(parcel.record, parcel.local)
+                except UsageError as refused:  # its record names what can be no trace's folder
+                    self._set_aside(parcel.record.reference, parcel.local, refused)
             else:
                 ended.append((parcel, parcel.local))
         note = self._note(orphan, [parcel.record for parcel, _ in ended])

@@ -87,9 +87,11 @@ def _parts(folder: Path) -> dict[int, Path]:
 
 def _counted(counters: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     states, types = dict(counters["states"]), dict(counters["types"])
-    for entry in entries:
-        for counted, name in ((states, entry.get("state")), (types, entry.get("type"))):
-            if name in counted:
+    deepest = counters.get("max_level")
+    level = deepest if type(deepest) is int else 0
+    for entry in map(Entry, entries):
+        level = max(level, entry.level)
+        for counted, name in ((states, entry.state), (types, entry.type)):
+            if type(counted.get(name)) is int:  # whoever can write into the spool may have put anything there
                 counted[name] += 1
-    level = max([counters.get("max_level", 0), *(Entry(entry).level for entry in entries)])
     return {**counters, "states": states, "types": types, "max_level": level}

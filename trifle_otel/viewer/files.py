@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from trifle_otel import value_html, value_trees
 from trifle_otel.errors import NotFound
@@ -96,10 +97,14 @@ def artifact_data(site: Site, request: Request) -> Response:
     record = site.trace(request)
     name = request.path_params["name"]
     stream = _opened(site, record, name)
-    start = stream.read(_SNIFFED)
+    try:
+        start = stream.read(_SNIFFED)
+    except BaseException:
+        stream.close()
+        raise
     kind = image_type(start) if request.query_params.get("show") else None
     headers = dict(_SANDBOX) if kind else _attachment(name.rpartition("/")[2])
-    return StreamingResponse(_chunks(start, stream), headers=headers, media_type=kind or "application/octet-stream")
+    return Download(start, stream, headers=headers, media_type=kind or "application/octet-stream")
 
 
 def image_type(start: bytes) -> str | None:
@@ -118,11 +123,25 @@ def _attachment(name: str) -> dict[str, str]:
     return {**_SANDBOX, "content-disposition": f"attachment; filename*=UTF-8''{quoted}"}
 
 
+class Download(StreamingResponse):
+    """`start` and what is left of `stream`, which is closed in the end, even where a client goes before it began."""
+
+    def __init__(self, start: bytes, stream: BinaryIO, **options: Any) -> None:
+        super().__init__(_chunks(start, stream), **options)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; see `StreamingResponse`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
+
+
 def _chunks(start: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    with stream:
-        yield start
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+    yield start
+    while chunk := stream.read(_CHUNK):
+        yield chunk
 
 
 @dataclass(frozen=True, slots=True)
