@@ -333,8 +333,9 @@ def _options(url: str) -> dict[str, Any]:
     """What is told to libpq beside the URL. Raises `ConfigurationError` for a URL that it does not take."""
     try:
         given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        said = remote.without_secrets(_first_line(error), url)
+    except (psycopg.ProgrammingError, UnicodeDecodeError) as error:
+        undecoded = isinstance(error, UnicodeDecodeError)
+        said = "%-escapes that are not UTF-8" if undecoded else remote.without_secrets(_first_line(error), url)
         # Not the cause: it may show the password.
         raise ConfigurationError(
             f"{remote.shown(url)} is no URL of PostgreSQL: {said}; our own options are table and buckets"
