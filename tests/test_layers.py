@@ -79,15 +79,16 @@ LAYERS = {
     # what a job calls: OpenTelemetry's API, nothing that does I/O
     "otel_context": Layer("", "opentelemetry-api"),
     "clock": Layer(PLAIN),
-    "recording": Layer(f"{PLAIN} live_spans pending_span otel_context", "opentelemetry-api"),
-    "live_spans": Layer(f"{PLAIN} recording span_events log_events", "opentelemetry-api"),
+    "frames": Layer(f"{PLAIN} live_spans otel_context", "opentelemetry-api"),
+    "recording": Layer(f"{PLAIN} frames live_spans pending_span otel_context", "opentelemetry-api"),
+    "live_spans": Layer(f"{PLAIN} frames span_events log_events", "opentelemetry-api"),
     "span_events": Layer(PLAIN, "opentelemetry-api"),
     "pending_span": Layer(f"{PLAIN} live_spans span_events", "opentelemetry-api"),
     "log_events": Layer(f"{PLAIN} span_events otel_context", "opentelemetry-api"),
-    "wrapping": Layer(f"{PLAIN} recording otel_context", "opentelemetry-api"),
+    "wrapping": Layer(f"{PLAIN} frames otel_context", "opentelemetry-api"),
     "given": Layer(PLAIN),
-    "calls": Layer(f"{PLAIN} recording live_spans wrapping otel_context given", "opentelemetry-api"),
-    "packing": Layer(f"{PLAIN} recording shapes"),
+    "calls": Layer(f"{PLAIN} frames recording live_spans wrapping otel_context given", "opentelemetry-api"),
+    "packing": Layer(f"{PLAIN} frames recording shapes"),
     "metrics": Layer(PLAIN, "opentelemetry-api"),
     # spans of the SDK, in and out
     "span_data": Layer(),
@@ -99,10 +100,12 @@ LAYERS = {
     "executions.fragments": Layer("span_data"),
     "executions.assemble": Layer("executions.fragments span_data"),
     "executions.keys": Layer("references span_data values"),
-    "executions.lines": Layer(f"{PLAIN} recording span_data summaries"),
-    "executions.archiving": Layer(f"{PLAIN} executions.assemble executions.keys executions.lines recording span_data"),
+    "executions.lines": Layer(f"{PLAIN} frames recording span_data summaries"),
+    "executions.archiving": Layer(
+        f"{PLAIN} executions.assemble executions.keys executions.lines frames recording span_data"
+    ),
     "span_processor": Layer(
-        f"{PLAIN} recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"
+        f"{PLAIN} frames recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"
     ),
     "span_exporter": Layer(
         f"{PLAIN} executions.assemble configuration executions.archiving recording span_data",
@@ -205,7 +208,7 @@ LAYERS = {
     "testing.*": Layer(f"{PLAIN} {CONTRACTS} {JOBS} archive stores.memory indexes.memory testing.*", "pytest"),
     "integrations": Layer("integrations.*"),
     "integrations.*": Layer(
-        f"{PLAIN} recording calls otel_context integrations integrations.* integrations.django.*", "*"
+        f"{PLAIN} frames recording calls otel_context integrations integrations.* integrations.django.*", "*"
     ),
     "viewer": Layer(f"{SHOWN} viewer.*"),
     "viewer.*": Layer(f"{SHOWN} viewer viewer.*", "starlette uvicorn jinja2 markupsafe"),

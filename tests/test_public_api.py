@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import trifle_otel
-from trifle_otel import conventions, errors, recording, settings
+from trifle_otel import conventions, errors, frames, recording, settings
 
 tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings it
 
@@ -53,7 +53,7 @@ def names() -> Iterator[str]:
     yield "what `with tracer(…) as job`, `current()` and callbacks give"
     yield from (f"    {name}" for name in HANDLE if hasattr(recording.Recording, name))
     yield "what `with block(…) as step` gives"
-    yield f"    result{signature(recording.Frame.result)}"
+    yield f"    result{signature(frames.Frame.result)}"
 
 
 def members(kind: type) -> Iterator[str]:

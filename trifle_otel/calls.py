@@ -19,22 +19,11 @@ from opentelemetry.trace import SpanKind
 from trifle_otel import conventions as names
 from trifle_otel import live_spans
 from trifle_otel.encoding import clean_text
+from trifle_otel.frames import FRAME, HEAD, TEXT, Frame, RootFrame, current_frame, open_block, put
 from trifle_otel.given import context_fields, days_of, labels_of, plain_key, screened, screened_pair
 from trifle_otel.otel_context import attach as attach_context
 from trifle_otel.otel_context import get_current
-from trifle_otel.recording import (
-    FRAME,
-    HEAD,
-    OVERFLOW,
-    SELDOM,
-    TEXT,
-    Frame,
-    Recording,
-    RootFrame,
-    current_frame,
-    open_block,
-    put,
-)
+from trifle_otel.recording import OVERFLOW, SELDOM, Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.references import safe_name
 from trifle_otel.runtime import Runtime, runtime

@@ -45,8 +45,9 @@ from trifle_otel.span_events import (
 from trifle_otel.values import exception_text, traceback_text
 
 if TYPE_CHECKING:
+    from trifle_otel.frames import Frame, Line
     from trifle_otel.log_events import LogEvents
-    from trifle_otel.recording import Frame, Line, Recording
+    from trifle_otel.recording import Recording
     from trifle_otel.redaction import Redactor
     from trifle_otel.runtime import Runtime
 
@@ -463,7 +464,7 @@ def _texts_of(error: BaseException) -> list[str]:
 
 def _around(root: Frame) -> Pending | None:
     """The lines of the frame that a trace was started in, which may be another trace's."""
-    from trifle_otel.recording import FRAME  # noqa: PLC0415 - recording imports this module
+    from trifle_otel.frames import FRAME  # noqa: PLC0415 - frames import this module
 
     frame: Any = root.before.get(FRAME)
     return None if frame is None else frame.events

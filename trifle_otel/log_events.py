@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry._logs import Logger, LoggerProvider
     from opentelemetry.trace import Span
 
-    from trifle_otel.recording import Frame, Line
+    from trifle_otel.frames import Frame, Line
     from trifle_otel.redaction import Redactor
     from trifle_otel.runtime import Runtime, Troubles
     from trifle_otel.span_events import Pending

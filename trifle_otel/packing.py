@@ -14,7 +14,8 @@ from itertools import count
 from typing import NamedTuple
 
 from trifle_otel.encoding import artifact_name, clean_text, finish_part, part_name
-from trifle_otel.recording import CLOSE, HEAD, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Line, Recording
+from trifle_otel.frames import CLOSE, HEAD, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Line
+from trifle_otel.recording import Recording
 from trifle_otel.records import CLOSED, OPENED, RESULT, SUCCESS, TraceRecord
 from trifle_otel.redaction import Redactor
 from trifle_otel.references import new_reference, segments

@@ -107,9 +107,7 @@ class Entry:
         return self.stored == other.stored if isinstance(other, Entry) else NotImplemented
 
     def __hash__(self) -> int:
-        message = self.stored.get(
-            "message"
-        )  # a text is equal to the same text alone; values of other types may be equal
+        message = self.stored.get("message")  # values of other types may be equal, and have no hash
         return hash(message) if isinstance(message, str) else 0
 
     def __repr__(self) -> str:

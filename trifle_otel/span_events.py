@@ -14,7 +14,7 @@ from trifle_otel import conventions as names
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from trifle_otel.recording import Line
+    from trifle_otel.frames import Line
 
     Item = tuple[int, Line]
     """A line, and its number in the archive (from 1)."""

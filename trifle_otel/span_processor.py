@@ -21,8 +21,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
 
 from trifle_otel import conventions as names
+from trifle_otel.frames import CLOSE, FRAME, OPEN, RAW, TEXT, Frame, Line, spill
 from trifle_otel.otel_context import get_current
-from trifle_otel.recording import CLOSE, FRAME, OPEN, RAW, TEXT, Frame, Line, Recording, spill
+from trifle_otel.recording import Recording
 from trifle_otel.records import ERROR, SUCCESS
 from trifle_otel.runtime import runtime
 from trifle_otel.summaries import event_text, exception_texts, one_line, summary

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, TypeVar, cast
 
+from trifle_otel.frames import Frame, current_frame
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.recording import Frame, current_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
 Opener = Callable[[], "Frame | None"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import trifle_otel as trifle
-from trifle_otel import Archive, calls, configuration, delivery, encoding, recording
+from trifle_otel import Archive, calls, configuration, delivery, encoding, frames, recording
 from trifle_otel.errors import TrifleError
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.indexes.mongo_documents import document_of, id_of
@@ -62,6 +62,7 @@ class _Clock:
 def _standing_still(clock: _Clock) -> Iterator[None]:
     """Have recording read this clock, which no argument of a public function sets."""
     places: list[tuple[Any, str, Any]] = [
+        (frames, "time_ns", clock),
         (recording, "time_ns", clock),
         (recording, "monotonic_ns", clock),
         (calls, "time_ns", clock),

@@ -17,7 +17,8 @@ from trifle_otel.encoding import clean_text
 from trifle_otel.executions.assemble import OURS, Execution, Origin
 from trifle_otel.executions.keys import key_of
 from trifle_otel.executions.lines import has_failed, lines_of, mend_times, outcome
-from trifle_otel.recording import TEXT, Frame, Line, Recording
+from trifle_otel.frames import TEXT, Frame, Line
+from trifle_otel.recording import Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.redaction import Redactor
 from trifle_otel.references import derived_reference, safe_key

@@ -13,7 +13,8 @@ from typing import Final
 
 from trifle_otel import conventions as names
 from trifle_otel.encoding import to_json
-from trifle_otel.recording import CLOSE, HEAD, OPEN, RAW, TEXT, Frame, Line, Recording
+from trifle_otel.frames import CLOSE, HEAD, OPEN, RAW, TEXT, Frame, Line
+from trifle_otel.recording import Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.span_data import FAILED, SpanData, SpanEvent
 from trifle_otel.summaries import event_text, exception_texts, one_line, summary

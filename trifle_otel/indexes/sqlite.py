@@ -219,10 +219,9 @@ class SQLiteIndex(Index):
         try:
             make_folders(self.path.parent)
             with suppress(FileExistsError):
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
                 if self._group:
-                    os.fchmod(descriptor, 0o640)
-                os.close(descriptor)
+                    os.chmod(self.path, 0o640)
         except OSError as error:
             raise StoreUnavailable(f"cannot make the index {self.path}: {error.strerror}") from error
 

@@ -22,9 +22,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from trifle_otel.calls import tracer
+from trifle_otel.frames import FRAME, Frame, RootFrame, put
 from trifle_otel.interruptions import is_interruption
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.recording import FRAME, Frame, Recording, RootFrame, put
+from trifle_otel.recording import Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.runtime import runtime
 from trifle_otel.values import exception_text, traceback_text

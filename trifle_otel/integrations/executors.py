@@ -18,8 +18,9 @@ from opentelemetry import propagate
 from opentelemetry.trace import NoOpTracerProvider
 
 from trifle_otel.calls import artifact, tracer
+from trifle_otel.frames import CLOSE, HEAD, NOWHERE, OPEN, OPEN_HEAD, RAW, TEXT, Frame, current_frame
 from trifle_otel.otel_context import attach, get_current
-from trifle_otel.recording import CLOSE, HEAD, NOWHERE, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Recording, current_frame
+from trifle_otel.recording import Recording
 from trifle_otel.records import SUCCESS
 from trifle_otel.runtime import Runtime, runtime
 from trifle_otel.settings import Settings

@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 from trifle_otel.calls import current
-from trifle_otel.recording import RAW, TEXT, current_frame, put
+from trifle_otel.frames import RAW, TEXT, current_frame, put
 from trifle_otel.records import DEBUG, ERROR, SUCCESS, WARNING
 from trifle_otel.runtime import runtime
 from trifle_otel.values import text_of
