@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from servers import PATIENCE, Redis, Server, ServerMissingError, free_port, redis
+from ports import free_port
+from servers import PATIENCE, Redis, Server, ServerMissingError, redis
 
 __all__ = ["RabbitMQ", "Redis", "Worker", "rabbitmq", "redis"]
 

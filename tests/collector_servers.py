@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servers import PATIENCE, Server, ServerMissingError, free_port
+from ports import free_port
+from servers import PATIENCE, Server, ServerMissingError
 
 CONFIG = Path(__file__).parent.parent / "collector-config.yaml"
 COLLECTOR = "otelcol-v0.155.0"

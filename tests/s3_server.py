@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
+
+from ports import free_port
 
 START_WITHIN = 60.0  # seconds; moto imports for a while
 
@@ -97,11 +98,3 @@ def moto() -> S3Server:
 def localbucket(folder: Path) -> S3Server:
     """A server that keeps its objects below a folder."""
     return S3Server("-m", "localbucket", str(folder))
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port

@@ -26,6 +26,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ports import free_port
+
 from trifle_otel.errors import StoreUnavailable
 from trifle_otel.indexes.contract import Index
 from trifle_otel.records import TraceRecord
@@ -296,14 +298,6 @@ def ferretdb_program() -> Path:
     if not program.exists():
         raise ServerMissingError("FerretDB (tests/build_servers.sh builds it)")
     return program
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def unprivileged_user() -> str:

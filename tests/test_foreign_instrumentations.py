@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.instrumentation import _semconv
-from servers import ServerMissingError, free_port
+from ports import free_port
+from servers import ServerMissingError
 from servers import redis as redis_server
 from spans import Sdk, block_named, scope, tree
 

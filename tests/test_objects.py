@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from s3_server import S3Server, free_port, is_installed, localbucket, moto
+from ports import free_port
+from s3_server import S3Server, is_installed, localbucket, moto
 
 import trifle_otel
 from trifle_otel.errors import (

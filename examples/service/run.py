@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -80,17 +80,24 @@ def spans_in(request: ExportTraceServiceRequest) -> Iterator[Span]:
 
 
 @contextmanager
-def running(service: str, *command: str, **environment: str) -> Iterator[None]:
-    """A process of the service, until the block ends."""
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("opentelemetry-instrument"), *command],
-        cwd=HERE,
-        env={**os.environ, **environment, "OTEL_SERVICE_NAME": service},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+def running(command: Sequence[str], log: Path, environment: Mapping[str, str], *inherit: int) -> Iterator[None]:
+    """A process of the service, until the block ends; what it printed into its log is shown where the block fails."""
+    with log.open("wb") as printed:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("opentelemetry-instrument"), *command],
+            cwd=HERE,
+            env={**os.environ, **environment, "OTEL_SERVICE_NAME": log.stem},
+            stderr=printed,
+            stdout=printed,
+            pass_fds=inherit,
+        )
     try:
         yield
+    except BaseException:
+        ended = process.poll()
+        print(f"{log.stem} {'runs' if ended is None else f'ended with {ended}'}, and printed:", file=sys.stderr)
+        print(log.read_text(errors="replace"), file=sys.stderr)
+        raise
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -106,21 +113,9 @@ def wait_for(what: str, there: Callable[[], Any]) -> Any:
     return found
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def order(port: int) -> list[TraceRecord]:
     """Send one request; gives the records of its trace and of its job's, once both are in the archive."""
-    with urlopen(Request(f"http://127.0.0.1:{port}/orders/9?currency=HUF", method="POST")) as answer:
+    with urlopen(Request(f"http://127.0.0.1:{port}/orders/9?currency=HUF", method="POST"), timeout=PATIENCE) as answer:
         job = json.load(answer)["job"]
     with Archive.open(ARCHIVE) as archive:
         (work,) = wait_for("the job's trace", lambda: archive.search(any_tags=[job], limit=1).records)
@@ -145,7 +140,8 @@ def main() -> None:
     """Start all, ask, and show."""
     sink = Sink()
     threading.Thread(target=sink.serve_forever, daemon=True).start()
-    port = free_port()
+    # Listening starts here, so that the port is the web server's from the first moment on.
+    listener = socket.create_server(("127.0.0.1", 0))
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             "TRIFLE_ARCHIVE": str(Path(ARCHIVE).resolve()) if "://" not in ARCHIVE else ARCHIVE,
@@ -157,10 +153,14 @@ def main() -> None:
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink.server_port}",
             "OTEL_BSP_SCHEDULE_DELAY": "200",  # milliseconds: somebody is waiting here
         }
-        worker = ("celery", "-A", "tasks", "worker", "--pool", "solo")
-        web = ("uvicorn", "web:app", "--port", str(port))
-        with running("worker", *worker, **environment), running("web", *web, **environment):
-            wait_for("the web server", lambda: listens(port))
+        celery = ("celery", "-A", "tasks", "worker", "--pool", "solo")
+        worker = running(celery, Path(folder, "worker.log"), environment)
+        fd = listener.fileno()
+        uvicorn = ("uvicorn", "web:app", "--fd", str(fd))
+        web = running(uvicorn, Path(folder, "web.log"), environment, fd)
+        with worker, web:
+            port = listener.getsockname()[1]
+            listener.close()  # a web server that cannot start refuses the request, instead of leaving it waiting
             records = order(port)
     print("In the archive:")
     for record in records:
