@@ -206,12 +206,21 @@ def assert_true(holds: bool) -> None:
     assert holds
 
 
-def test_the_bound_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
+def until_paused(waiting: shipper.Shipper) -> None:
+    """Wait until the archive has been tried in vain."""
+    with waiting._state:
+        assert waiting._state.wait_for(lambda: bool(waiting._pause) and not waiting._batch, 60)
+
+
+def test_the_bound_drops_the_oldest_and_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above `spool_limit` the oldest traces go, from disk too, and are counted."""
+    monkeypatch.setattr(shipper, "FIRST_PAUSE", 60.0)  # what is being tried is never dropped: nothing is, after that
     setup = Setup(tmp_path, limit=6_000)
     setup.store.fault = unavailable
     for number in range(30):
         setup.record(f"jobs/{number:02d}", lines=20)
+        if not number:
+            until_paused(setup.delivery.shipper)
     dropped = setup.troubles.counts["traces were dropped: more waited than `spool_limit` allows"]
     assert 0 < dropped < 30
     setup.store.fault = lambda: None
