@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Callable
+from functools import lru_cache
+from multiprocessing.util import Finalize
 from typing import Any
 
 from trifle_otel.errors import MissingDependency
-from trifle_otel.integrations.attempts import Job, Options, start
+from trifle_otel.integrations.attempts import Job, Options, ship_before_exit, start
 from trifle_otel.values import text_of
 
 try:
@@ -56,6 +59,7 @@ def uninstrument() -> None:
 
 def run_job(job: Any, *args: Any) -> Any:
     """What executors call in place of APScheduler's function of this name."""
+    _ship_at_end_of(os.getpid())
     return _run_job(_Traced(job), *args)
 
 
@@ -128,6 +132,13 @@ class _Traced:
             ),
             options,
         )
+
+
+@lru_cache(maxsize=1)
+def _ship_at_end_of(pid: int) -> None:
+    """Have this process ship as it ends, once: one of a pool that forks calls no exit handlers before Python 3.13."""
+    del pid
+    Finalize(None, ship_before_exit, exitpriority=0)
 
 
 def _put(run: Any, run_coroutine: Any) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from typing import Any
 
+from trifle_otel.calls import prepare
 from trifle_otel.errors import MissingDependency
-from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, start
+from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, ship_before_exit, start
 from trifle_otel.integrations.patching import Patches
 
 try:
@@ -46,6 +48,7 @@ def instrument(
     global _options
     before, _options = _options, Options(select=select, key=key, mode=mode, retention=retention)
     if before is None:
+        _patches.put(Receiver, "listen", _listen)
         _patches.put(Receiver, "run_task", _run_task)
         _patches.put(AsyncKicker, "_prepare_message", _prepare_message)
 
@@ -57,9 +60,19 @@ def uninstrument() -> None:
     _patches.take_back()
 
 
+async def _listen(listen: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A worker's process, before its first task: it looks for what dead processes left, and ships as it ends itself.
+
+    That is once the broker is shut down, by when plain functions have returned that Taskiq did not wait for.
+    """
+    prepare()
+    Finalize(None, ship_before_exit, exitpriority=0)
+    return await listen(self, *args, **kwargs)
+
+
 async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
     options = _options
-    attempt = None if options is None else start(_job(target, message), options)
+    attempt = None if options is None else start(_job(target, message, self.broker), options)
     if attempt is None:
         return await run_task(self, target, message, *args, **kwargs)
     try:
@@ -83,9 +96,9 @@ def _prepare_message(prepare_message: Any, self: Any, *args: Any, **kwargs: Any)
     return message
 
 
-def _job(target: Any, message: Any) -> Job:
+def _job(target: Any, message: Any, broker: Any) -> Job:
     labels = message.labels
-    queue = labels.get("queue_name")
+    queue = labels.get("queue_name") or getattr(broker, "queue_name", None)  # as brokers name it that have one
     return Job(
         system="taskiq",
         name=message.task_name,
