@@ -330,6 +330,17 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(held._due) <= 2000
 
 
+def test_a_span_that_comes_again_from_ever_other_processes_leaves_nothing() -> None:
+    """Whoever sends one span again and again, with another resource each time, does not fill the memory."""
+    desk = Desk(settle=0).add(span(1))
+    desk.after(1)
+    for number in range(1000):
+        desk.add(span(1, resource={"host.name": f"host {number}"}))
+    held: Any = desk.assembler
+    assert len(desk.dropped) == 1000
+    assert len(held._traces[TRACE].groups) == 1
+
+
 def test_times_that_were_noted_are_let_go_of() -> None:
     """What each trace waited for is not held for as long as it might have had to wait."""
     desk = Desk(settle=0, wait=1e9, remembered=0)

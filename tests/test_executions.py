@@ -179,6 +179,14 @@ def test_long_attributes_are_short_in_the_context_and_whole_in_a_line() -> None:
     assert {len(one.context["attributes"]) for one in few} == {3, 64}
 
 
+def test_an_attribute_whose_name_is_long_is_whole_in_a_line_too() -> None:
+    """The context has the beginning of its name."""
+    shelf = Shelf()
+    record = shelf.put_one(span(1, attributes={"n" * 5_000: 1}))
+    assert [len(name) for name in record.context["attributes"]] == [1000]
+    assert json.loads(shelf.entries(record)[1].message) == {"n" * 5_000: 1}
+
+
 def test_a_service_that_nobody_named_has_the_name_of_the_setting() -> None:
     """What the SDK makes up is no name."""
     shelf = Shelf(service="till")

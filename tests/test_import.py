@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -154,12 +156,24 @@ def test_very_many_damaged_lines_are_counted(run: Run) -> None:
     assert "500 damaged lines left out" in done.err
 
 
-@pytest.mark.parametrize("arguments, words", [([], "no file"), (["a", "--retention", "0"], "retention")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [([], "no file"), (["a", "--retention", "0"], "retention"), (["a", "--retain", "3"], "--retain")],
+)
 def test_wrong_use_is_said(run: Run, arguments: list[str], words: str) -> None:
-    """No file, or a retention that is none, is wrong use."""
+    """No file, a retention that is none, or an option that is none, is wrong use."""
     done = run(*arguments)
     assert done.code == 2
     assert words in done.err
+
+
+def test_the_standard_input_is_named_by_a_hyphen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is a file like others, and no option."""
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(line(*TRACE).encode())))
+    monkeypatch.setattr(sys, "stdin", stream)
+    done = run("--archive", "./traces", "-")
+    assert (done.code, done.err) == (0, "")
+    assert "Imported 1 trace" in done.out
 
 
 def test_what_is_kept_too_short_is_said(run: Run) -> None:
@@ -233,6 +247,32 @@ def test_recorded_time_is_that_of_the_spans() -> None:
     for seconds in (100, 101, 103, 90, 104, 104):
         clock.advance(seconds * SECOND)
     assert clock() == pytest.approx(4)
+
+
+def test_recorded_time_is_not_hurried_by_what_has_no_time_and_by_gaps() -> None:
+    """After a line without a time, and after a night without any line, it goes on at the pace of the lines."""
+    clock = _RecordedTime()
+    for ns in (0, NOW, NOW + SECOND):
+        clock.advance(ns)
+    assert clock() == pytest.approx(1)
+    morning = NOW + 8 * 3600 * SECOND
+    for at in range(100):
+        clock.advance(morning + at * SECOND)
+    assert clock() <= 1 + 2 * 60 + 100
+
+
+def test_one_wrong_clock_does_not_stop_the_recorded_time() -> None:
+    """A single line of a far future moves it by a minute, and it goes on with the others."""
+    clock = _RecordedTime()
+    for ns in (NOW, NOW + 10**18, NOW + SECOND, NOW + 100 * SECOND):
+        clock.advance(ns)
+    assert clock() == pytest.approx(100)
+
+
+def test_a_span_without_a_time_is_not_said_to_be_of_1970(run: Run) -> None:
+    """It counts as no age: nothing is said of a retention that would be too short."""
+    done = run(write("spans.jsonl", line(*TRACE, span(7, 1, startTimeUnixNano="0", endTimeUnixNano="0"))))
+    assert (done.code, done.err) == (0, "")
 
 
 def test_what_was_imported_can_be_sent_on(run: Run) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,14 +208,28 @@ def test_zstd_is_named(own_folder: Path, start: bytes) -> None:
         OtlpFile("packed", no_damage)
 
 
-def test_the_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-` is read, and left open."""
-    stream = io.TextIOWrapper(io.BytesIO(line("a")))
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_the_standard_input_is_a_file(pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is read, plain or packed, and left open."""
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(pack(line("a")))))
     monkeypatch.setattr(sys, "stdin", stream)
     with OtlpFile("-", no_damage) as file:
         assert [span.name for spans in file for span in spans] == ["a"]
-        assert file.position == len(line("a"))
+        assert file.position == len(pack(line("a")))
     assert not stream.closed
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_a_file(pack: Callable[[bytes], bytes], own_folder: Path) -> None:
+    """What another program writes is read as it comes, plain or packed: `import <(zcat …)`."""
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=[pack(line("a") + line("b"))])
+    writer.start()
+    with OtlpFile("pipe", no_damage) as file:
+        assert [span.name for spans in file for span in spans] == ["a", "b"]
+        assert file.position > 0
+    writer.join()
 
 
 def test_a_file_that_is_not_there_raises() -> None:

@@ -22,7 +22,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from trifle_otel.otlp.from_json import MAX_DEPTH
 from trifle_otel.otlp.spans import (
     JSON,
     PROTOBUF,
@@ -372,21 +371,34 @@ def test_wrong_fields_of_json_are_refused(fields: dict[str, Any], said: str) -> 
     assert len(str(caught.value)) < 300
 
 
-def nested(depth: int, inner: Any) -> Any:
+def in_lists(depth: int) -> Any:
     """A value in so many lists."""
+    value: Any = {"intValue": 1}
     for _ in range(depth):
-        inner = {"arrayValue": {"values": [inner]}}
-    return inner
+        value = {"arrayValue": {"values": [value]}}
+    return value
 
 
-def test_values_may_be_nested_but_not_without_end() -> None:
-    """What protobuf's parsers would take is read; what is deeper is refused, and overruns no stack."""
-    value = read(plain(nested(MAX_DEPTH, {"intValue": 1})))[0].attributes["a"]
-    for _ in range(MAX_DEPTH):
-        (value,) = value
-    assert value == 1
-    with pytest.raises(MalformedRequest, match="deep"):
-        read(plain(nested(MAX_DEPTH + 1, {"intValue": 1})))
+def in_mappings(depth: int) -> Any:
+    """A value in so many mappings."""
+    value: Any = {"intValue": 1}
+    for _ in range(depth):
+        value = {"kvlistValue": {"values": [{"key": "k", "value": value}]}}
+    return value
+
+
+@pytest.mark.parametrize("nested, depth", [(in_lists, 45), (in_mappings, 30)])
+def test_values_may_be_nested_but_not_without_end(nested: Callable[[int], Any], depth: int) -> None:
+    """What protobuf's parser takes again once it is written is read, on events too; what is deeper is refused."""
+    attributes = [{"key": "a", "value": nested(depth)}]
+    request = one_span(attributes=attributes, events=[{"attributes": attributes}])
+    (span,) = spans_of(parse_request(parse_request(json.dumps(request).encode(), JSON).SerializeToString(), PROTOBUF))
+    for value in (span.attributes["a"], span.events[0].attributes["a"]):
+        assert repr(value).count("1") == 1
+        assert len(re.findall(r"[\[{]", repr(value))) == depth
+    for deeper in (depth + 1, 100):
+        with pytest.raises(MalformedRequest, match="deep"):
+            read(plain(nested(deeper)))
 
 
 def test_protobuf_that_nests_without_end_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -55,13 +56,14 @@ from receiving import (
 import trifle_otel as trifle
 from trifle_otel import TraceRecord
 from trifle_otel.cli import main
-from trifle_otel.errors import ConfigurationError, StoreUnavailable
+from trifle_otel.errors import ConfigurationError, StoreUnavailable, UsageError
 from trifle_otel.executions.assemble import Assembler
 from trifle_otel.receiver.intake import Intake
-from trifle_otel.receiver.journal import Journal
-from trifle_otel.receiver.server import make_intake
+from trifle_otel.receiver.journal import Entry, Journal
+from trifle_otel.receiver.server import Receiver, ReceiverSettings, make_intake
 from trifle_otel.runtime import Troubles, runtime
 from trifle_otel.span_data import SpanData
+from trifle_otel.spool import ASIDE
 
 
 def instrumented_job(exporter: SpanExporter, service: str) -> str:
@@ -313,6 +315,20 @@ def test_the_right_token_is_taken() -> None:
         assert post(receiver.http_port, body_of(trace_of(1)), authorization="bearer s3cret").status == 200
         call(receiver.grpc_port, body_of(trace_of(2)), authorization="Bearer s3cret")
     assert len(archived()) == 2
+
+
+def test_the_newline_at_the_end_of_a_token_is_none_of_it() -> None:
+    """Secrets that come out of files have one, and no header can carry it."""
+    with running(token="s3cret\n") as receiver:
+        assert post(receiver.http_port, body_of(trace_of(1)), authorization="Bearer s3cret").status == 200
+
+
+@pytest.mark.parametrize("token", [" ", "gehe\u00efm", "in\ntwo lines", "\udcff"])
+def test_a_token_that_nobody_could_send_is_refused(token: str) -> None:
+    """Before the receiver starts, and not with each request."""
+    trifle.configure("./traces")
+    with pytest.raises(UsageError, match="token"):
+        Receiver(ReceiverSettings(token=token), make_intake(FAST, runtime()))
 
 
 @pytest.fixture
@@ -579,6 +595,39 @@ def test_what_cannot_be_written_is_not_taken() -> None:
         assert post(receiver.http_port, json_of(1), JSON).status == 200
     assert len(gate.taken) == 1
     assert intake.troubles.counts["requests cannot be kept on disk and are refused"] == 2
+
+
+def test_what_cannot_be_read_now_is_left_for_the_next_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of descriptors or of a disk that answers, no request that was taken is given up."""
+    gate = Gate()
+    gate.open.set()
+    intake = intake_into(gate, max_waiting=1 << 20)
+
+    def read(entry: Entry) -> bytes:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch, running(FAST, intake) as receiver:
+        patch.setattr(Entry, "read", read)
+        assert post(receiver.http_port, body_of(trace_of(1))).status == 200
+        assert eventually(lambda: intake.troubles.counts["a request that was taken cannot be read"] == 1)
+    assert gate.taken == []
+    with running(FAST, intake_into(gate, max_waiting=1 << 20)):
+        pass
+    assert len(gate.taken) == 1
+
+
+def test_what_is_no_request_is_kept_even_where_it_cannot_be_put_aside() -> None:
+    """It was taken, so that somebody may want to see it."""
+    gate = Gate()
+    intake = intake_into(gate, max_waiting=1 << 20)
+    with running(FAST, intake) as receiver:
+        assert post(receiver.http_port, body_of(trace_of(1))).status == 200
+        (request,) = Path("journal").glob("*/*.pb")
+        request.write_bytes(b"\xff")
+        (request.parent.parent / ASIDE).write_text("in the way")
+        gate.open.set()
+        assert eventually(lambda: intake.troubles.counts["a request that was taken cannot be read"] == 1)
+        assert request.read_bytes() == b"\xff"
 
 
 def test_a_fault_of_ours_ends_nothing() -> None:

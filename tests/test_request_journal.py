@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -71,6 +72,20 @@ def test_the_next_receiver_finds_what_is_left_and_what_of_it_is_done(tmp_path: P
         third_receiver.remove(entry)
     third_receiver.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_done_takes_no_memory_while_it_waits(tmp_path: Path) -> None:
+    """A million spans that are archived are a few numbers in the entries of their requests."""
+    journal = opened(tmp_path)
+    entry = write(journal, b"large", 1_000_001)
+    for first in range(0, 1_000_000, 100_000):
+        journal.settle({entry: range(first, first + 100_000)})
+    journal.close()
+    following = opened(tmp_path)
+    (found,) = following.adopt()
+    assert found.runs == [[0, 999_999]]
+    assert len(found.done) == 1_000_000
+    following.close()
 
 
 def test_the_journal_of_one_that_lives_is_left_alone(tmp_path: Path) -> None:
@@ -151,6 +166,38 @@ def test_a_full_disk_is_an_error_and_leaves_everything_as_it_was(
     following = opened(tmp_path)
     assert [entry.done for entry in following.adopt()] == [{0}, {0}]
     following.close()
+
+
+def test_a_request_for_which_there_is_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did fit of it does not fill the disk until the next receiver."""
+    journal = opened(tmp_path)
+    real = os.write
+
+    def write_some(descriptor: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "no room")
+        return real(descriptor, data[:5])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_some)
+        with pytest.raises(OSError, match="no room"):
+            journal.write(b"ten bytes.")
+    assert [path.name for path in tmp_path.glob("*/*")] == ["lock"]
+    assert journal.size == 0
+    journal.close()
+
+
+def test_the_log_of_a_request_that_is_put_aside_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where the request is done."""
+    monkeypatch.setattr(request_journal, "LOG_SIZE", 1)
+    journal = opened(tmp_path)
+    first, second = write(journal, b"first", 2), write(journal, b"second", 2)
+    journal.settle({first: [0]})
+    journal.settle({second: [0]})
+    assert len(list(tmp_path.glob("*/*.log"))) == 2
+    journal.set_aside(first)
+    assert len(list(tmp_path.glob("*/*.log"))) == 1
+    journal.close()
 
 
 # --- Any moment

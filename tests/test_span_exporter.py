@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint, entry_points
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from opentelemetry import context as otel_context
@@ -428,7 +429,34 @@ def test_spans_that_are_odd_are_read_or_left_out(apps: Apps) -> None:
     exporter.shutdown()
 
 
+def test_an_event_may_have_any_name(apps: Apps) -> None:
+    """One whose name is no text is a line all the same, and its span is archived."""
+    exporter = TrifleSpanExporter("./traces")
+    span = apps(exporter).tracer.start_span("odd")
+    for name in (["a", "list"], 7):
+        span.add_event(cast("Any", name))
+    span.end()
+    assert exporter.force_flush()
+    (record,) = records()
+    assert messages(record)[1:-1] == ["['a', 'list']", "7"]
+
+
 # --- Manners
+
+
+def test_a_shutdown_does_not_raise_where_the_archive_cannot_be_opened_any_more(
+    apps: Apps, caplog: pytest.LogCaptureFixture, own_folder: Path
+) -> None:
+    """The application ends as it would have; what could not be archived is said."""
+    trifle.configure("./traces")
+    exporter = TrifleSpanExporter("./traces")
+    app = apps(exporter)
+    app.tracer.start_span("late").end()
+    trifle.configure("./others")
+    shutil.rmtree(own_folder / "traces")
+    (own_folder / "traces").write_text("in its place")
+    app.provider.shutdown()
+    assert "could not be archived" in caplog.text
 
 
 def test_an_application_goes_on_when_archiving_fails(apps: Apps, caplog: pytest.LogCaptureFixture) -> None:

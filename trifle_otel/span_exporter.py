@@ -9,7 +9,7 @@ For an application that is instrumented already. Its promises, each tested:
 - a forked child begins with nothing: what its parent had is its parent's;
 - nothing that it does is traced, and no fault of ours reaches the application.
 
-What an execution is `assemble` knows, how one is archived `executions`.
+What an execution is `assemble` knows, how one is archived `archiving`.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class TrifleSpanExporter(SpanExporter):
         self._wake = threading.Event()
         self._asleep = False
         self._ended = False
+        self._reporting = threading.Lock()  # guards `_reported`
         self._reported: Counter[str] = Counter()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -133,7 +134,7 @@ class TrifleSpanExporter(SpanExporter):
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN)
-        self._finish(self._target().settings.exit_timeout, roots_alone=False)
+        self._finish(runtime().settings.exit_timeout, roots_alone=False)
 
     def _finish(self, timeout: float, *, roots_alone: bool) -> bool:
         token = attach(set_value(_SUPPRESSED, True))
@@ -192,11 +193,13 @@ class TrifleSpanExporter(SpanExporter):
     def _report(self) -> None:
         """Tell of what was refused, dropped or closed early since the last time."""
         counts = self._assembler.counts
-        if counts != self._reported:
-            more = counts - self._reported
-            self._reported = Counter(counts)
-            for what, amount in more.items():
-                runtime().troubles.report(what, amount=amount)
+        if counts == self._reported:
+            return
+        with self._reporting:
+            now = Counter(counts)
+            more, self._reported = now - self._reported, now
+        for what, amount in more.items():
+            runtime().troubles.report(what, amount=amount)
 
     def _start(self) -> None:
         with self._starting:
@@ -256,7 +259,7 @@ def data_of(span: ReadableSpan, resource: Mapping[str, Any]) -> SpanData:
         None if parent is None else parent.is_remote,
         _KINDS.get(span.kind.value, span_data.INTERNAL),
         _plain(attributes) if attributes else _NOTHING,
-        [SpanEvent(event.name, _whole(event.timestamp), _plain(event.attributes)) for event in events]
+        [SpanEvent(_text(event.name), _whole(event.timestamp), _plain(event.attributes)) for event in events]
         if events
         else [],
         [_link(link) for link in links] if links else [],
@@ -284,6 +287,11 @@ def _plain(attributes: Any) -> dict[str, Any]:
     except AttributeError:
         return dict(attributes)
     return plain
+
+
+def _text(given: Any) -> str:
+    """A name, which is whatever the caller gave."""
+    return given if type(given) is str else text_of(given)
 
 
 def _whole(given: Any) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 import trifle_otel as trifle
 from trifle_otel import configuration
@@ -23,7 +25,11 @@ FLUSH_TIMEOUT = 60.0  # seconds
 MOST_COMPLAINTS = 20  # about lines of one file
 
 
-def import_files(*files: str, retention: int | None = None, place: Place | None = None) -> int:
+def import_files(
+    *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    retention: int | None = None,
+    place: Place | None = None,
+) -> int:
     """Archive the traces of files with OTLP JSON lines, as the collector's file exporter and the SDK's write them.
 
     Each local root span (a request, a task) becomes a trace. Importing a file again does no harm.
@@ -39,6 +45,9 @@ def import_files(*files: str, retention: int | None = None, place: Place | None 
 
     if not files:
         raise UsageError("no file is named")
+    for path in files:
+        if path.startswith("-") and path != "-":
+            raise UsageError(f"no such option: {path}; a file of that name is ./{path}")
     place = place or Place()
     index = place.index or configuration.default_index()
     if retention is None:

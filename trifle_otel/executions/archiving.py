@@ -2,7 +2,7 @@
 
 The same spans give the same reference, so that what comes twice is stored once. What our own library has recorded is in
 an archive already, and is left out. How spans become executions is `assemble`'s business, how they become lines
-`execution_lines`', where a recording goes that of the runtime's sink.
+`lines`', where a recording goes that of the runtime's sink.
 """
 
 from __future__ import annotations
@@ -196,8 +196,9 @@ def _short_attributes(span: SpanData) -> tuple[dict[str, Any], bool]:
         elif type(value) not in _NUMBERS or (type(value) is int and value.bit_length() > _BITS):
             text = json_of(value)
             short = value if len(text) <= _LONGEST else _short(text)
-        whole = whole and short is value
-        found[_short(text_of(name))] = short
+        key = text_of(name)
+        whole = whole and short is value and len(key) <= _LONGEST
+        found[_short(key)] = short
     return found, whole
 
 

@@ -1,7 +1,7 @@
 """Executions out of spans that come in any order, in batches, late, twice, or not at all.
 
 Pure: no I/O, no threads, and the clock is given. Spans are held until the local root that they hang on has come and
-things are quiet, or until a limit of time or memory closes the execution. What becomes of one is `executions`'
+things are quiet, or until a limit of time or memory closes the execution. What becomes of one is `archiving`'s
 business, where spans come from `span_exporter`'s, the receiver's or `importing`'s.
 
 Spans of a trace id that hang together, by parents that have come or not, are one `fragments.Fragment`. Merging the
@@ -186,6 +186,9 @@ class Assembler:
             if not self._place(trace, group, span, now):
                 self.counts[REPEATED] += 1
                 unwanted.append(span)
+                if not group.used:  # repeats of many resources would leave as many groups
+                    del trace.groups[self._resources[id(resource)][1]]
+                    group = None
 
     def _group(self, trace: Trace, resource: Mapping[str, Any]) -> Group:
         known = self._resources.get(id(resource))

@@ -93,7 +93,7 @@ class Trace:
 class Group:
     """One process in a trace: fragments that have no root yet, and the last executions that were delivered."""
 
-    __slots__ = ("last", "orphans", "roots", "timed", "trace")
+    __slots__ = ("last", "orphans", "roots", "timed", "trace", "used")
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -101,6 +101,7 @@ class Group:
         self.roots: deque[Origin] | None = None
         self.last = 0.0
         self.timed = False
+        self.used = False  # whether a fragment was ever of it
 
 
 class Fragment:
@@ -126,6 +127,7 @@ class Fragment:
 
     def __init__(self, group: Group) -> None:
         self.group = group
+        group.used = True
         self.into: Fragment | None = None  # what it was merged into
         self.spans: list[SpanData] = []
         self.missing: set[str] = set()

@@ -1,6 +1,6 @@
 """Import: spans out of files become archived traces, as those do that a receiver takes in.
 
-Files are `otlp_files`' business, what an execution is `assemble`'s, how one is archived `executions`'.
+Files are `otlp.files`' business, what an execution is `assemble`'s, how one is archived `archiving`'s.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Import:
         tally = self.tally
         tally.spans += len(spans)
         for span in spans:
-            tally.oldest_ns = span.start_ns if tally.oldest_ns is None else min(span.start_ns, tally.oldest_ns)
+            began = span.start_ns or span.end_ns
+            if began:  # else nobody knows
+                tally.oldest_ns = began if tally.oldest_ns is None else min(began, tally.oldest_ns)
         self._assembler.add(spans)
         self._time.advance(max((span.end_ns for span in spans), default=0))
         self._assembler.sweep()
@@ -103,20 +105,28 @@ class Import:
 
 
 class _RecordedTime:
-    """A clock that goes as the spans' own times do, but never back, and never far in one step. Seconds."""
+    """A clock that goes as the spans' own times do, but never back, and never far in one step. Seconds.
+
+    Where one line is far ahead, its clock may be wrong; where the next one is too, nothing happened for a while.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._latest: int | None = None
+        self._latest = 0  # Unix time in nanoseconds; 0: none yet
+        self._was_ahead = False
 
     def __call__(self) -> float:
         return self._seconds
 
     def advance(self, ns: int) -> None:
-        """Let it be that late: Unix time in nanoseconds."""
-        if self._latest is None:
+        """Let it be that late: Unix time in nanoseconds, 0 where it is not known."""
+        if not self._latest:
             self._latest = ns
-        step = min((ns - self._latest) / 1e9, _LONGEST_STEP)
+        step = (ns - self._latest) / 1e9
+        is_ahead = step > _LONGEST_STEP
+        if is_ahead:
+            step = _LONGEST_STEP
         if step > 0:
             self._seconds += step
-            self._latest += int(step * 1e9)
+            self._latest = self._latest + int(step * 1e9) if is_ahead and not self._was_ahead else ns
+        self._was_ahead = is_ahead

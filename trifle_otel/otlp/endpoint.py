@@ -1,7 +1,7 @@
 """Where OTLP is sent: an endpoint's URL, its protocol, headers and certificates, from arguments and OpenTelemetry's
 variables.
 
-Nothing is sent here: that is `otlp_sending`'s business. The variables themselves are read by `configuration`.
+Nothing is sent here: that is `otlp.sending`'s business. The variables themselves are read by `configuration`.
 """
 
 from __future__ import annotations

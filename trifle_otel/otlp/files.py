@@ -10,9 +10,10 @@ import gzip
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import cast
 
 from trifle_otel.errors import UsageError
 from trifle_otel.otlp.spans import JSON, MalformedRequest, parse_request, spans_of
@@ -34,7 +35,7 @@ class OtlpFile:
     """A file of OTLP JSON lines, plain or with gzip. A context manager that closes it.
 
     Args:
-        path: its path; `-` for the standard input.
+        path: its path, which may be a pipe's; `-` for the standard input.
         damaged: called with the number of a line (from 1) and what is wrong with it.
 
     Raises `OSError` where it cannot be read, `UsageError` where it is of another format.
@@ -50,15 +51,13 @@ class OtlpFile:
         self.refused_spans = 0
         self._path = path
         self._damaged = damaged
-        self._file: BinaryIO = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115 - closed by exit
+        self._file = cast("BufferedReader", sys.stdin.buffer) if path == "-" else Path(path).open("rb")  # noqa: SIM115 - closed by exit
         self._read = 0
-        self._lines = self._file
-        if path != "-":
-            self._lines = self._opened()
+        self._lines = self._opened()
 
     @property
     def position(self) -> int:
-        return self._read if self._lines is self._file else self._file.tell()
+        return self._read if self._lines is self._file or not self._file.seekable() else self._file.tell()
 
     def __enter__(self) -> OtlpFile:
         return self
@@ -66,8 +65,7 @@ class OtlpFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._path != "-":
-            self._file.close()
+        self._close()
 
     def __iter__(self) -> Iterator[list[SpanData]]:
         """The spans of each line that has some."""
@@ -84,15 +82,18 @@ class OtlpFile:
             if good:
                 yield good
 
-    def _opened(self) -> BinaryIO:
-        start = self._file.read(8)
-        self._file.seek(0)
+    def _opened(self) -> BufferedReader | gzip.GzipFile:
+        start = self._file.peek(8)  # a pipe does not go back
         if start.startswith(_GZIP):
-            return cast("BinaryIO", gzip.GzipFile(fileobj=self._file))
+            return gzip.GzipFile(fileobj=self._file)
         if _ZSTD in (start[:4], start[4:8]):
-            self._file.close()
+            self._close()
             raise UsageError(f"{self._path} is compressed with zstd; unpack it, or let the collector write it plain")
         return self._file
+
+    def _close(self) -> None:
+        if self._path != "-":
+            self._file.close()
 
     def _numbered(self) -> Iterator[tuple[int, bytes]]:
         number = 0

@@ -19,7 +19,10 @@ from trifle_otel.errors import UsageError
 from trifle_otel.strict_json import parse_quickly
 
 MAX_DEPTH = 90
-"""Of values in values; protobuf allows 100 messages in messages."""
+"""Messages in messages that a value consists of. Protobuf allows 100, those around the value included: what is deeper
+could be written, and never be read again."""
+
+_LIST, _MAPPING = 2, 3  # messages that lie between a value and the values in it
 
 _SHOWN = 60  # characters of a wrong value in a message
 
@@ -122,7 +125,7 @@ def _pair(value: _Object, pair: KeyValue, depth: int) -> None:
 def _value(value: _Object, into: AnyValue, depth: int) -> None:
     """One value. Which it is, the name of its one known field says; null and no field are no value."""
     if depth > MAX_DEPTH:
-        raise MalformedRequest(f"a value is nested more than {MAX_DEPTH} deep")
+        raise MalformedRequest("a value is nested too deep for protobuf")
     for name, given in value.items():
         setter = _SETTERS.get(name)
         if setter is not None and given is not None:
@@ -162,13 +165,13 @@ def _bytes_value(given: Any, into: AnyValue, depth: int) -> None:
 def _array_value(given: Any, into: AnyValue, depth: int) -> None:
     into.array_value.SetInParent()
     for item in _objects(_object(given), "values"):
-        _value(item, into.array_value.values.add(), depth + 1)
+        _value(item, into.array_value.values.add(), depth + _LIST)
 
 
 def _kvlist_value(given: Any, into: AnyValue, depth: int) -> None:
     into.kvlist_value.SetInParent()
     for pair in _objects(_object(given), "values"):
-        _pair(pair, into.kvlist_value.values.add(), depth + 1)
+        _pair(pair, into.kvlist_value.values.add(), depth + _MAPPING)
 
 
 _SETTERS: dict[str, Callable[[Any, AnyValue, int], None]] = {

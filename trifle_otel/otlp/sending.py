@@ -124,10 +124,15 @@ class Sender:
                     raise EndpointUnavailable(f"nobody answers at {self.endpoint.name}: {later}") from later
                 wait = later.after or pause * random.uniform(0.8, 1.2)
                 if self._clock() - began + wait > self._patience:
-                    message = f"{self.endpoint.name} has not taken a request for {self._patience:g} s: {later}"
-                    raise EndpointUnavailable(message) from later
+                    raise EndpointUnavailable(self._given_up(later)) from later
                 self._sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _given_up(self, later: _TryLaterError) -> str:
+        """Why a request is not tried again."""
+        if later.after is not None and later.after > self._patience:
+            return f"{self.endpoint.name} wants nothing for the next {later.after:g} s: {later}"
+        return f"{self.endpoint.name} has not taken a request for {self._patience:g} s: {later}"
 
     def close(self) -> None:
         """Close the connection."""

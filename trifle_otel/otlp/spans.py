@@ -1,7 +1,7 @@
 """OTLP's trace requests, read: bytes (protobuf or JSON) -> a request -> `SpanData`.
 
 What senders get wrong about single spans is left as they sent it, for whoever takes the spans to judge.
-How OTLP's JSON differs from protobuf's is `otlp_json`'s business.
+How OTLP's JSON differs from protobuf's is `otlp.from_json`'s business.
 """
 
 from __future__ import annotations

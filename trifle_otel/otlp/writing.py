@@ -1,7 +1,7 @@
 """Spans as OTLP's trace requests, grouped by resource and scope, each request within a size.
 
 What cannot stand in OTLP is made to: texts with lone surrogates, integers of more than 64 bits, values that
-are nested too deeply. Reading is `otlp_spans`' business, sending `otlp_sending`'s.
+are nested too deeply. Reading is `otlp.spans`' business, sending `otlp.sending`'s.
 """
 
 from __future__ import annotations

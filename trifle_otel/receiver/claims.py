@@ -1,7 +1,7 @@
 """Which request each span came with, until it is archived, and what is left of requests that are mostly done.
 
 A long job's spans come with those of many short ones, so that their requests would be kept for hours for the sake of a
-few spans: `compact` writes what is still wanted of such requests into one. On disk they are `request_journal`'s.
+few spans: `compact` writes what is still wanted of such requests into one. On disk they are `journal`'s.
 """
 
 from __future__ import annotations
@@ -91,9 +91,12 @@ class Claims:
         request = ExportTraceServiceRequest()
         places: list[Claim] = []
         merged: list[Entry] = []
-        while sparse and request.ByteSize() < COMPACTED:
+        size = 0
+        while sparse and size < COMPACTED:
             entry, numbers = next(iter(sparse.items()))
-            _copy(parse_request(entry.read(), PROTOBUF), numbers, request)
+            part = _only(parse_request(entry.read(), PROTOBUF), numbers)
+            size += part.ByteSize()  # that of the whole, asked for each time, would take a thousand requests seconds
+            request.MergeFrom(part)
             places += [(entry, number) for number in sorted(numbers)]
             merged.append(entry)
             del sparse[entry]
@@ -125,8 +128,9 @@ class Claims:
         return claim
 
 
-def _copy(request: ExportTraceServiceRequest, numbers: set[int], into: ExportTraceServiceRequest) -> None:
-    """Copy the spans of these numbers, with their resources and scopes."""
+def _only(request: ExportTraceServiceRequest, numbers: set[int]) -> ExportTraceServiceRequest:
+    """A request of the spans of these numbers, with their resources and scopes."""
+    only = ExportTraceServiceRequest()
     number = 0
     for of_resource in request.resource_spans:
         new_resource = None
@@ -136,5 +140,6 @@ def _copy(request: ExportTraceServiceRequest, numbers: set[int], into: ExportTra
             wanted = [span for at, span in enumerate(of_scope.spans, first) if at in numbers]
             if wanted:
                 if new_resource is None:
-                    new_resource = into.resource_spans.add(resource=of_resource.resource)
+                    new_resource = only.resource_spans.add(resource=of_resource.resource)
                 new_resource.scope_spans.add(scope=of_scope.scope, spans=wanted)
+    return only

@@ -9,7 +9,7 @@ Its promises, each tested:
 - an execution is archived whole or not at all, however requests and deaths have cut it;
 - bad requests and spans are refused and counted; a fault of ours ends neither thread nor process.
 
-How requests come is the servers' business, what an execution is `assemble`'s, how one is archived `executions`'.
+How requests come is the servers' business, what an execution is `assemble`'s, how one is archived `archiving`'s.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
@@ -51,6 +52,7 @@ _SWEEP_SOONEST, _SWEEP_LATEST = 0.05, 0.5  # seconds between two looks for execu
 _PAUSE = 0.5  # seconds until it is looked again whether the archive takes anything
 _LOST = "a trace was lost when it ended"  # how a sink, which must not raise, says that it has not kept one
 _HELD = "the spool cannot be written; traces are held in memory"  # and that one is not on disk yet
+_UNREADABLE = "a request that was taken cannot be read"
 _NO_IDS = "spans without a trace id of 16 bytes and a span id of 8 bytes, not all of them zero"
 
 
@@ -250,33 +252,44 @@ class Intake:
         """Give a request's spans to the assembler."""
         try:
             spans = spans_of(parse_request(entry.read(), PROTOBUF))
-        except (OSError, MalformedRequest) as error:
+        except MalformedRequest as error:
             self._give_up(entry, error)
+            return
+        except OSError as error:
+            self._leave(entry, error)
             return
         finally:
             self._count(-entry.size)
+        done = entry.done
+        entry.runs = []
         entry.spans = len(spans)
-        entry.left = len(spans) - len(entry.done)
+        entry.left = len(spans) - len(done)
         if not entry.left:
             self._journal.remove(entry)
             return
         for number, span in enumerate(spans):
-            if number not in entry.done:
+            if number not in done:
                 self._claims.add(span, entry, number)
-        if entry.done:
-            spans = [span for number, span in enumerate(spans) if number not in entry.done]
-            entry.done = set()
+        if done:
+            spans = [span for number, span in enumerate(spans) if number not in done]
         self._assembler.add(spans)
         self._sorted_at = time.monotonic()
         self._sweep_at = min(self._sweep_at, self._sorted_at + max(self._settle, _SWEEP_SOONEST))
 
     def _give_up(self, entry: Entry, error: Exception) -> None:
-        where = ""
-        try:
+        """Put a request that is none out of the way."""
+        where = entry.path
+        with suppress(OSError):  # then it stays where it is
             where = self._journal.set_aside(entry)
-        except OSError:  # it is not there any more
+        self.troubles.report(_UNREADABLE, error, detail=f"kept in {where}")
+
+    def _leave(self, entry: Entry, error: OSError) -> None:
+        """Leave a request that cannot be read now to the next receiver, if it is there at all."""
+        if isinstance(error, FileNotFoundError):
             self._journal.remove(entry)
-        self.troubles.report("a request that was taken cannot be read", error, detail=where and f"kept in {where}")
+            self.troubles.report(_UNREADABLE, error)
+        else:
+            self.troubles.report(_UNREADABLE, error, detail=f"the next receiver tries again with {entry.path}")
 
     def _sweep(self) -> None:
         self._make_room()

@@ -43,7 +43,7 @@ class Entry:
 
     Attributes:
         size: in bytes.
-        done: numbers of its spans, from 0, that are archived.
+        runs: numbers of its spans, from 0, that were archived before it was adopted.
         left: how many are not; None before it has been read.
         spans: how many there are, once it has been read.
     """
@@ -51,10 +51,15 @@ class Entry:
     number: int
     path: str
     size: int
-    done: set[int] = field(default_factory=set)
+    runs: Runs = field(default_factory=list)
     left: int | None = None
     spans: int = 0
     logs: list[_Log] = field(default_factory=list)
+
+    @property
+    def done(self) -> set[int]:
+        """The same, one by one. Made anew each time: entries wait in memory, and their spans are many."""
+        return _numbers(self.runs)
 
     def read(self) -> bytes:
         """The request. Raises `OSError`."""
@@ -110,7 +115,12 @@ class Journal:
         number = next(self._numbers)
         name = f"{number:010d}{_REQUEST}"
         folder = self._spool.own or self._spool.open()
-        self._spool.replace(folder, name, request)
+        try:
+            self._spool.replace(folder, name, request)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(f"{folder}/.{name}")  # what fills the disk is not left there
+            raise
         self._count(len(request))
         return Entry(number, f"{folder}/{name}", len(request))
 
@@ -130,19 +140,14 @@ class Journal:
         """Nothing of this request is wanted any more."""
         with suppress(FileNotFoundError):
             os.unlink(entry.path)
-        self._count(-entry.size)
-        for log in entry.logs:
-            log.alive -= 1
-            if not log.alive and log is not self._log:
-                log.remove()
-        entry.logs = []
+        self._forget(entry)
 
     def set_aside(self, entry: Entry) -> str:
         """Move a request out of the way that cannot be read; gives where it is now."""
         aside = self._spool.root / ASIDE / f"{Path(self._spool.own or '').name}-{Path(entry.path).name}"
         make_folders(aside.parent)
         os.replace(entry.path, aside)
-        self._count(-entry.size)
+        self._forget(entry)
         return str(aside)
 
     def adopt(self) -> Iterator[Entry]:
@@ -175,15 +180,24 @@ class Journal:
             number = next(self._numbers)
             entry = Entry(number, f"{folder}/{number:010d}{_REQUEST}", path.stat().st_size)
             runs = done.get(int(path.stem) if path.stem.isdecimal() else -1, [])
-            entry.done = _numbers(runs)
-            if entry.done:
-                self._note({entry: _runs(sorted(entry.done))})
+            entry.runs = _runs(sorted(_numbers(runs)))
+            if entry.runs:
+                self._note({entry: entry.runs})
             os.replace(path, entry.path)
             self._count(entry.size)
             yield entry
         for path in files:
             if path in logs or path.name.startswith("."):  # what was being written
                 path.unlink(missing_ok=True)
+
+    def _forget(self, entry: Entry) -> None:
+        """A request is not here any more: logs that are about no other one go too."""
+        self._count(-entry.size)
+        for log in entry.logs:
+            log.alive -= 1
+            if not log.alive and log is not self._log:
+                log.remove()
+        entry.logs = []
 
     def _count(self, size: int) -> None:
         with self._counting:

@@ -1,7 +1,7 @@
 """The OTLP receiver: its settings, its servers and its intake put together, from start to end.
 
 It is for a process of its own (`trifle-otel receive`), which is configured for the archive already. What arrives goes
-through `otlp_http` and `otlp_grpc` to `intake`, from there through `assemble` and `executions` to the archive.
+through `over_http` and `over_grpc` to `intake`, from there through `assemble` and `archiving` to the archive.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class Receiver:
         self.grpc_port = 0
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="trifle-body")
         self._ending = False
-        gate = Gate(settings.token, settings.max_body, settings.read_timeout, Budget(_BODIES * settings.max_body))
+        token = settings.token and settings.token.strip()  # secrets out of files end in a newline
+        gate = Gate(token, settings.max_body, settings.read_timeout, Budget(_BODIES * settings.max_body))
         self._http = HTTPServer(self._take, gate, intake.check, self._is_alive, self._refused)
         self._grpc = GRPCServer(self._take, gate, intake.check, self._refused)
 
@@ -223,6 +224,8 @@ def _check(settings: ReceiverSettings) -> None:
             raise UsageError(f"--{option} {getattr(settings, name)} is not allowed; it is {allowed}")
     if settings.token is not None and not settings.token.strip():
         raise UsageError("the token is empty")
+    if settings.token is not None and not (settings.token.isascii() and settings.token.strip().isprintable()):
+        raise UsageError("the token holds what no header can: it is of plain ASCII characters")
     if settings.tls_cert is None and (settings.tls_key or settings.tls_client_ca):
         raise UsageError("--tls-key and --tls-client-ca need --tls-cert")
     if not _is_local(settings.host) and not settings.token and not settings.tls_client_ca:

@@ -1,6 +1,6 @@
 """The lines of an archived trace as events of spans: when each happened, what it is, its text wherever that lies.
 
-Which span a line is on, and which lines there is room for, is `archived_spans`' business; what an event looks
+Which span a line is on, and which lines there is room for, is `replaying.spans`' business; what an event looks
 like, `span_events`'.
 """
 

@@ -1,6 +1,6 @@
 """Replay: archived traces, sent to any OTLP endpoint as the spans that they were.
 
-How a trace becomes spans is `archived_spans`' business, how a request is sent `otlp_sending`'s. Here they are put
+How a trace becomes spans is `replaying.spans`' business, how a request is sent `otlp.sending`'s. Here they are put
 together: read one by one, packed into requests that receivers take, at a pace, with an account of what became of
 each trace.
 """
