@@ -160,7 +160,8 @@ def test_the_token_comes_from_the_environment() -> None:
 MISUSES = {
     "--port 70000": "from 0 to 65535",
     "--max-body 1": "from 1024",
-    "--settle -1": "seconds from 0",
+    "--settle -1": "seconds from 0 to 600",
+    "--settle inf": "seconds from 0 to 600",
     "--tls-key key.pem": "--tls-cert",
     "--tls-cert nowhere.pem": "certificates",
     "--archive memory:": "a spool on disk",

@@ -215,7 +215,7 @@ def _check(settings: ReceiverSettings) -> None:
         ("grpc_port", 0 <= (settings.grpc_port or 0) <= 65535, "from 0 to 65535"),
         ("max_body", settings.max_body >= 1024, "bytes, from 1024"),
         ("max_waiting", settings.max_waiting >= 1024, "bytes, from 1024"),
-        ("settle", settings.settle >= 0, "seconds from 0"),
+        ("settle", 0 <= settings.settle <= 600, "seconds from 0 to 600"),  # the end waits for it, too
         ("wait", settings.wait > 0, "seconds above 0"),
         ("read_timeout", settings.read_timeout > 0, "seconds above 0"),
     ):
