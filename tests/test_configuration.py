@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import trifle_otel as trifle
 from trifle_otel import Archive, configuration
+from trifle_otel import runtime as surroundings
 from trifle_otel.errors import ConfigurationError, TrifleError
 from trifle_otel.runtime import runtime
 from trifle_otel.settings import Settings
@@ -318,7 +322,7 @@ def test_opentelemetry_s_own_variables_set_the_limits_and_the_service(monkeypatc
     assert (settings.span_events, settings.span_value_limit, settings.service) == (50, 4000, "named")
 
 
-@pytest.mark.parametrize("value", ["", "many", "-5"])
+@pytest.mark.parametrize("value", ["", "many", "-5", "²"])
 def test_a_limit_of_opentelemetry_s_that_is_no_number_is_left_to_the_sdk(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
@@ -435,6 +439,66 @@ def test_the_first_use_configures_from_the_environment(monkeypatch: pytest.Monke
     assert Path("from-environment/3/a/job", reference, "record.json").is_file()
 
 
+def test_a_first_use_while_another_thread_configures_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither waits for the other in a circle, and what was configured in code is in force afterwards."""
+    monkeypatch.setenv("TRIFLE_ARCHIVE", "memory:environment")
+    configuring, using = threading.Event(), threading.Event()
+
+    def first_use() -> None:
+        using.set()
+        configuration.configure_from_environment()
+
+    def configure() -> None:
+        with configuration._lock:
+            configuring.set()
+            using.wait()
+            trifle.configure("memory:code")
+
+    monkeypatch.setattr(surroundings, "_first_use", first_use)
+    threads = [threading.Thread(target=work, daemon=True) for work in (configure, record_one)]
+    for thread in threads:
+        thread.start()
+        configuring.wait()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert settings_in_force().archive == "memory:code"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("held", ["configuring", "looking for what is in force", "counting a fault"])
+def test_a_lock_that_another_thread_holds_at_a_fork_does_not_stop_the_child(
+    monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """A forked child records, though its parent's threads were in the middle of something."""
+    monkeypatch.setenv("TRIFLE_ARCHIVE", "memory:")
+    if held == "counting a fault":
+        trifle.configure("memory:")
+        lock = runtime().troubles._lock
+    else:
+        lock = configuration._lock if held == "configuring" else surroundings._lock
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            inside.set()
+            go_on.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with trifle.tracer("a/job", context=lambda: {"none": 1 // 0}):  # type: ignore[arg-type]  # a fault to count
+            pass
+        os._exit(0 if runtime().troubles.counts.total() == 1 else 1)
+    go_on.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_without_the_variable_nothing_is_created() -> None:
     """No archive appears because something was traced."""
     record_one()
@@ -526,6 +590,28 @@ def test_reset_ships_what_waits_and_stops_the_threads(tmp_path: Path) -> None:
         if thread.name.startswith("trifle-"):
             thread.join(5)
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e12])
+def test_whoever_waits_without_end_waits_as_long_as_a_thread_can(tmp_path: Path, timeout: float) -> None:
+    """No timeout is too long: until all is shipped, by hand and where the setting says so."""
+    trifle.configure(tmp_path / "first", exit_timeout=timeout)
+    record_one()
+    assert trifle.flush(timeout)
+    record_one()
+    archive = trifle.configure(tmp_path / "second", exit_timeout=timeout)
+    record_one()
+    assert trifle.shutdown(timeout)
+    assert len(archive.search().records) == 1
+
+
+@pytest.mark.parametrize("given, seconds", [("", 15), ("often", 15), ("2.5", 2.5), ("nan", 15), ("inf", 15), ("-1", 0)])
+def test_commands_take_the_beat_of_who_records_from_here(
+    monkeypatch: pytest.MonkeyPatch, given: str, seconds: float
+) -> None:
+    """Where that is no number of seconds, the default."""
+    monkeypatch.setenv("TRIFLE_BUMP_EVERY", given)
+    assert configuration.default_bump_every() == seconds
 
 
 def test_reset_with_nothing_configured_does_nothing() -> None:

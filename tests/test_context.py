@@ -12,12 +12,14 @@ import functools
 import gc
 import inspect
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
+from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -30,6 +32,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import trifle_otel as trifle
 from trifle_otel import Archive
+from trifle_otel.recording import Recording
 
 Line = tuple[int, str]
 
@@ -376,6 +379,34 @@ def test_a_bare_thread_records_nothing_until_the_trace_is_attached(archive: Arch
     assert seen == [True, 1, True]
     assert tree(archive) == {"Step": ("root", []), "Thread's": ("root", ["deep"])}
     assert (0, "line") in lines(archive)
+
+
+def test_a_trace_that_ends_while_it_is_attached_is_no_error(archive: Archive) -> None:
+    """The thread that attaches it goes on, and nothing is current in it."""
+    attaching, ended = threading.Event(), threading.Event()
+
+    def pause(frame: FrameType, event: str, argument: object) -> None:
+        del argument
+        if event == "call" and frame.f_code is Recording.context_in.__code__:
+            attaching.set()
+            ended.wait(10)
+
+    def work(job: Recording, found: list[object]) -> None:
+        sys.setprofile(pause)
+        try:
+            with trifle.attach(job):
+                found.append(trifle.current())
+        except AttributeError as error:
+            found.append(error)
+
+    found: list[object] = []
+    with trifle.tracer("a/job") as job:
+        thread = threading.Thread(target=work, args=(job, found))
+        thread.start()
+        assert attaching.wait(10)
+    ended.set()
+    thread.join()
+    assert found == [None]
 
 
 def test_attach_makes_the_trace_s_span_current_where_it_has_one(provider: TracerProvider) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from viewing import NOW, Trace
@@ -12,10 +12,10 @@ from viewing import NOW, Trace
 from trifle_otel import following
 from trifle_otel.archive import Archive
 from trifle_otel.encoding import encode_part
-from trifle_otel.errors import NotFound, UsageError
+from trifle_otel.errors import NotFound, StoreUnavailable, UsageError
 from trifle_otel.following import NewLines, NewTraces
 from trifle_otel.indexes.memory import MemoryIndex
-from trifle_otel.records import ERROR, RUNNING, TraceRecord
+from trifle_otel.records import ERROR, RUNNING, Folder, TraceRecord
 from trifle_otel.stores.memory import MemoryStore
 
 
@@ -196,6 +196,31 @@ def test_a_part_that_is_there_before_its_record_is_given_once(archive: Archive) 
     grow(archive, record, 2, "two", state="success")
     assert news.look() == []
     assert news.ended
+
+
+def test_lines_that_could_not_be_read_at_one_look_come_at_the_next(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that goes away in the middle of a look costs no line, and no damage is told twice."""
+    record = Trace("job", number=1).store(archive, RUNNING)
+    news = NewLines(archive, record)
+    news.look()
+    record = grow(archive, record, 3, "three")
+    record = grow(archive, record, 4, "four")
+    opened = archive.store.open
+
+    def out_of_reach(folder: Folder, name: str) -> BinaryIO:
+        if "data_4" in name:
+            raise StoreUnavailable("the network is down")
+        return opened(folder, name)
+
+    monkeypatch.setattr(archive.store, "open", out_of_reach)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            news.look()
+    monkeypatch.undo()
+    assert messages(news.look()) == ["three", "four"]
+    assert len(news.damaged) == 1
 
 
 def test_parts_that_are_missing_are_told_and_passed_over(archive: Archive) -> None:

@@ -158,6 +158,22 @@ def test_in_a_callback_it_reaches_the_job_too(event: Any, mode: Any, still_open:
     assert [record.state for record in archive.search().records] == ["success" if event == "wrapup" else "error"]
 
 
+def test_a_job_that_has_failed_already_is_told_of_once() -> None:
+    """Interrupted at the end of a trace, what was recorded of the job's own exception is not recorded again."""
+    archive = trifle.configure("memory:")
+    trifle.on("wrapup", strike)
+    with pytest.raises(OutOfTime), trifle.tracer("job"):
+        raise ValueError("no price")
+    assert trifle.flush(5)
+    (record,) = archive.search().records
+    assert record.state == "error"
+    told = messages(archive, record)
+    assert [message.partition("\n")[0] for message in told] == [
+        "Exception: no price",
+        "Traceback (most recent call last):",
+    ]
+
+
 def test_a_handler_of_errors_that_takes_too_long_is_interrupted() -> None:
     """It is called in the job's time."""
     trifle.configure("memory:", error_handler=strike, context=lambda: {"none": 1 // 0})

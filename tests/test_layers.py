@@ -102,7 +102,7 @@ LAYERS = {
     "executions.keys": Layer("references span_data values"),
     "executions.lines": Layer(f"{PLAIN} frames recording span_data summaries"),
     "executions.archiving": Layer(
-        f"{PLAIN} executions.assemble executions.keys executions.lines frames recording span_data"
+        f"{PLAIN} executions.assemble executions.keys executions.lines frames given recording span_data"
     ),
     "span_processor": Layer(
         f"{PLAIN} frames recording live_spans otel_context summaries", "opentelemetry-api opentelemetry-sdk"

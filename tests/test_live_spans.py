@@ -411,6 +411,16 @@ class RefusedError(Exception):
     """An exception of the job's own."""
 
 
+def test_a_block_that_is_opened_while_the_trace_ends_has_its_span_ended(sdk: Sdk) -> None:
+    """By another thread, say: its lines come too late for the archive, its span is exported all the same."""
+    step = trifle.block("Late")
+    trifle.on("wrapup", lambda _: step.__enter__())
+    with trifle.tracer("a/job"):
+        pass
+    step.__exit__(None, None, None)
+    assert parent_id(sdk.named("Late")) == span_id(sdk.root)
+
+
 def test_secrets_reach_no_span(sdk: Sdk) -> None:
     """Names, texts, results, meta, tags, artifacts, exceptions and tracebacks are redacted on spans."""
 

@@ -52,6 +52,55 @@ print(json.dumps(found))
 """
 
 
+AGAIN = """
+import gc, json
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+import trifle_otel as trifle
+from trifle_otel import runtime
+from trifle_otel.errors import StoreUnavailable
+
+def down(*_):
+    raise StoreUnavailable("down")
+
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader]))
+for folder in ("./first", "./second"):
+    trifle.configure(folder)
+gc.collect()
+store = runtime.runtime().sink.archive.store
+take, rename = store.take, store.rename
+store.take = store.rename = down
+with trifle.tracer("a/job"):
+    pass
+assert not trifle.flush(0.3)
+found = [
+    (metric.name, point.value)
+    for resource in reader.get_metrics_data().resource_metrics
+    for scope in resource.scope_metrics
+    for metric in scope.metrics
+    for point in metric.data.data_points
+    if "waiting" in metric.name
+]
+store.take, store.rename = take, rename
+assert trifle.flush(5)
+print(json.dumps(found))
+"""
+
+
+def test_what_waits_is_measured_after_configuring_again() -> None:
+    """A meter gives the gauges that it has, with the callback that they were made with first."""
+    import json
+
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(json.loads(done.stdout))
+    assert found["trifle.waiting"] == 1
+    assert found["trifle.waiting.bytes"] > 100
+    assert found["trifle.waiting.age"] > 0.1
+
+
 def test_jobs_and_shipping_are_measured() -> None:
     """Traces, entries and durations by key and state; what was shipped, what waits, what went wrong."""
     import json

@@ -8,6 +8,8 @@ import gzip
 import json
 import logging
 import math
+import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
@@ -15,16 +17,20 @@ from datetime import date, datetime, timezone
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, cast
 
 import pytest
 from opentelemetry.context import get_current
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 import trifle_otel as trifle
-from trifle_otel import Archive, TraceRecord
+from trifle_otel import Archive, TraceRecord, given
 from trifle_otel.errors import NotFound
 from trifle_otel.recording import Recording
+from trifle_otel.runtime import Troubles
+from trifle_otel.span_events import Pending
 
 Shape = tuple[int, str, str, str]
 
@@ -715,6 +721,15 @@ def test_a_key_that_is_no_path_is_made_harmless_and_the_original_kept(archive: A
     assert record.context["original_key"] == visible
 
 
+def test_what_is_remembered_of_keys_is_small(archive: Archive) -> None:
+    """A job whose keys are whole documents does not fill the memory with them."""
+    before = given._plain_key.cache_info().currsize
+    with trifle.tracer(f"prices/{'x' * 1_000_000}"):
+        pass
+    assert only(archive).key.startswith("prices/")
+    assert given._plain_key.cache_info().currsize == before
+
+
 @trifle.tracer("a/password=hunter2", meta={"password": "hunter2"}, context={"password": "hunter2"})
 def _job_with_secrets() -> None:
     trifle.trace("password=hunter2")
@@ -835,6 +850,16 @@ def test_an_artifact_name_given_twice_gets_a_number(archive: Archive) -> None:
     assert [archive.artifact(record, name) for name in names] == [b"0", b"1", b"2", b"a", b"b"]
 
 
+def test_an_artifact_name_given_very_often_gets_its_number_at_once(archive: Archive) -> None:
+    """The hundred-thousandth page takes no longer than the first, and a name of the caller's own is passed over."""
+    with trifle.tracer("a/job") as job:
+        assert job.unused_name("page-3.html") == "page-3.html"
+        numbered = [job.unused_name("page.html") for _ in range(100_000)]
+    assert numbered[:3] == ["page.html", "page-2.html", "page-4.html"]
+    assert numbered[-1] == "page-100001.html"
+    assert len(set(numbered)) == 100_000
+
+
 @pytest.mark.parametrize("name", ["", "../up.txt", "/abs.txt", "a//b", "x" * 10_000, "nul\0.txt", "\udc80", None])
 def test_an_artifact_name_that_is_no_path_is_made_harmless(archive: Archive, name: Any) -> None:
     """The line carries the safe name, and the file is found by it."""
@@ -884,6 +909,40 @@ def test_many_lines_are_kept_without_a_gap(archive: Archive) -> None:
     assert record.length == number + 2
     assert record.duration < 15_000
     assert [entry.message for entry in archive.entries(record)][1:] == [str(at) for at in range(number + 1)]
+
+
+@pytest.mark.parametrize("events", ["span", "both"])
+def test_what_runs_while_a_line_is_taken_may_record_a_line_itself(events: Any) -> None:
+    """A finalizer or a signal's handler runs between any two steps of ours, and never waits for what it is in."""
+    archive = trifle.configure(
+        "memory:",
+        events=events,
+        tracer_provider=TracerProvider(shutdown_on_exit=False),
+        logger_provider=LoggerProvider(shutdown_on_exit=False),
+    )
+    struck: list[str] = []
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        del argument
+        place = frame.f_code
+        if event == "call" and place in (Pending.add.__code__, Troubles._due.__code__) and place.co_name not in struck:
+            struck.append(place.co_name)
+            trifle.trace("of a finalizer")
+
+    def work() -> None:
+        with trifle.tracer("a/job"):
+            sys.setprofile(strike)
+            trifle.fail()
+            trifle.trace("line")
+            late = copy_context()
+        late.run(trifle.trace, "too late")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert struck == ["add", "_due"]
+    assert [message for _, _, _, message in inside(archive)] == ["of a finalizer", "line"]
 
 
 # --- the end

@@ -27,6 +27,7 @@ from trifle_otel.recording import OVERFLOW, SELDOM, Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
 from trifle_otel.references import safe_name
 from trifle_otel.runtime import Runtime, runtime
+from trifle_otel.settings import LONGEST_WAIT
 from trifle_otel.values import jsonable, text_of
 from trifle_otel.wrapping import call, is_lazy, wrap
 
@@ -284,8 +285,8 @@ def trace(message: object, block: Callable[[], Any] | None = None, *, state: str
     with recording.lock:
         lines = recording.lines
         if lines is not None:
-            lines.append(line)
             number = recording.number = recording.number + 1
+            lines.append(line)  # after which a signal's handler may run, which records a line itself
             first = events.first
             if len(first) < events.room:
                 first.append(line)
@@ -369,13 +370,13 @@ def current() -> Recording | None:
 def flush(timeout: float = 5) -> bool:
     """Ship to the archive what waits for it. True when all of it is shipped within `timeout` seconds."""
     sink = runtime().sink
-    return True if sink is None else sink.flush(timeout)
+    return True if sink is None else sink.flush(_seconds(timeout))
 
 
 def shutdown(timeout: float = 5) -> bool:
     """Ship what waits and stop the background thread. True when all of it is shipped within `timeout` seconds."""
     sink = runtime().sink
-    return True if sink is None else sink.shutdown(timeout)
+    return True if sink is None else sink.shutdown(_seconds(timeout))
 
 
 def prepare() -> None:
@@ -394,6 +395,11 @@ def _block(
         state = _state_of(state)
     opened = open_block(frame, context, message if type(message) is str else text_of(message), state, head)
     return function() if opened is None else call(function, opened)
+
+
+def _seconds(timeout: float | None) -> float:
+    """A timeout that a thread can wait for; None, of callers without types, is without end."""
+    return LONGEST_WAIT if timeout is None else min(timeout, LONGEST_WAIT)
 
 
 def _contents(source: object) -> bytes | Path:

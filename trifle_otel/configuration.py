@@ -20,7 +20,7 @@ from trifle_otel.locations import ARCHIVES, INDEXES, forget_memories, locate, op
 from trifle_otel.recording import open_recordings
 from trifle_otel.redaction import Redactor
 from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
-from trifle_otel.settings import LONGEST_RETENTION, Settings
+from trifle_otel.settings import LONGEST_RETENTION, LONGEST_WAIT, Settings
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -97,7 +97,7 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
         _prepare(opened)
         before = _put_in_force(opened, settings)
     if before is not None:
-        before.shutdown(settings.exit_timeout)
+        _shut_down(before, settings.exit_timeout)
         if any(recording.runtime.sink is before for recording in open_recordings()):
             _earlier.append(before)
     return opened
@@ -117,7 +117,7 @@ def reset() -> None:
         forget_callbacks()
         forget_memories()
     for delivery in deliveries:
-        delivery.shutdown(delivery.settings.exit_timeout)
+        _shut_down(delivery, delivery.settings.exit_timeout)
         delivery.archive.close()
 
 
@@ -174,9 +174,10 @@ def default_index() -> str | None:
 def default_bump_every() -> float:
     """The `bump_every` of whoever records from here, for commands that read; the default where that is no number."""
     try:
-        return max(0.0, float(os.environ.get("TRIFLE_BUMP_EVERY") or ""))
+        seconds = float(os.environ.get("TRIFLE_BUMP_EVERY") or "")
     except ValueError:
-        return Settings().bump_every
+        seconds = math.nan
+    return min(max(0.0, seconds), LONGEST_WAIT) if math.isfinite(seconds) else Settings().bump_every
 
 
 def default_pager() -> str | None:
@@ -196,6 +197,8 @@ def configure_from_environment() -> None:
         return
     settings = make_settings(None, {})
     with _lock:
+        if _delivery is not None:  # another thread has configured meanwhile
+            return
         archive = open_archive(settings.archive, settings.index, settings.permissions)
         remote = archive.store.remote or archive.index.remote
         try:
@@ -371,7 +374,7 @@ def _resource_attribute(name: str) -> str:
 
 def _number(variable: str) -> int | None:
     text = os.environ.get(variable, "").strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _check(settings: Settings) -> None:
@@ -434,8 +437,20 @@ def _whole(value: object, least: int, most: float = math.inf) -> bool:
 
 def _at_exit() -> None:
     for delivery in _all_deliveries():
-        delivery.shutdown(delivery.settings.exit_timeout)
+        _shut_down(delivery, delivery.settings.exit_timeout)
 
 
+def _shut_down(delivery: Delivery, timeout: float) -> None:
+    delivery.shutdown(min(timeout, LONGEST_WAIT))
+
+
+def _after_fork() -> None:
+    """In a forked child: a thread that is gone may have been configuring."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 at_first_use(configure_from_environment)
 atexit.register(_at_exit)

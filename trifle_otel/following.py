@@ -134,7 +134,13 @@ class NewLines:
         self.record = self.archive.find(self.record.reference)
         if self.record == self._looked_at:
             return []
-        entries = list(self._read())
+        before = self._parts, len(self.damaged)
+        try:
+            entries = list(self._read())
+        except BaseException:  # out of reach: nothing of this look has been given
+            self._parts = before[0]
+            del self.damaged[before[1] :]
+            raise
         self._looked_at = self.record
         self.ended = self.record.finished
         return entries

@@ -135,6 +135,7 @@ class Frame:
         lines = recording.lines
         if lines is None:
             recording.count_late(2)
+            live_spans.close(self, line[0], state, error)  # it was opened while the trace ended
         elif recording.spans is None:
             lines.append(line)
         else:

@@ -17,10 +17,16 @@ from trifle_otel.runtime import Runtime
 from trifle_otel.settings import whole_days
 from trifle_otel.values import plain_context
 
+_REMEMBERED = 512  # characters: what comes of longer keys is not kept, which could take all memory
 
-@lru_cache(maxsize=1024)
+
 def plain_key(redactor: Redactor | None, key: str) -> str:
     """A key that is safe as a path and holds no secret. There are few keys, so the work is done once for each."""
+    return _plain_key(redactor, key) if len(key) <= _REMEMBERED else _plain_key.__wrapped__(redactor, key)
+
+
+@lru_cache(maxsize=1024)
+def _plain_key(redactor: Redactor | None, key: str) -> str:
     safe = safe_key(key)
     return safe if redactor is None else safe_key(redactor.text(safe))
 

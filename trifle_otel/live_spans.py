@@ -18,7 +18,7 @@ import os
 import re
 from functools import lru_cache
 from itertools import count
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace as otel
@@ -113,7 +113,7 @@ class LiveSpans:
         self.made = count(1)
         self.blocks_omitted = 0
         self.lines_omitted = 0
-        self.lock = Lock()
+        self.lock = RLock()  # a finalizer or a signal's handler may open a block, anywhere
         self.logs: LogEvents | None = None
         if settings.events != "span":
             self.logs = _logs(runtime, self)

@@ -49,13 +49,13 @@ class Metrics:
         )
         self._shipped = meter.create_counter(names.METRIC_SHIPPED, "{trace}", names.METRICS[names.METRIC_SHIPPED])
         self._problems = meter.create_counter(names.METRIC_PROBLEMS, "{problem}", names.METRICS[names.METRIC_PROBLEMS])
-        ask = weakref.WeakMethod(waiting)
-        for name, unit, field in (
-            (names.METRIC_WAITING, "{trace}", 0),
-            (names.METRIC_WAITING_BYTES, "By", 1),
-            (names.METRIC_WAITING_AGE, "s", 2),
+        _asked[:] = [*(ask for ask in _asked if ask() is not None), weakref.WeakMethod(waiting)]
+        for name, unit, observe in (
+            (names.METRIC_WAITING, "{trace}", _traces),
+            (names.METRIC_WAITING_BYTES, "By", _bytes),
+            (names.METRIC_WAITING_AGE, "s", _age),
         ):
-            meter.create_observable_gauge(name, [_observer(ask, field)], unit, names.METRICS[name])
+            meter.create_observable_gauge(name, [observe], unit, names.METRICS[name])
 
     def finished(self, record: TraceRecord) -> None:
         """A trace has ended."""
@@ -73,12 +73,25 @@ class Metrics:
         self._problems.add(amount, {names.PROBLEM: what})
 
 
-def _observer(
-    ask: weakref.ReferenceType[Callable[[], Waiting]], field: int
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def observe(options: CallbackOptions) -> Iterable[Observation]:
-        del options
-        waiting = ask()
-        return [] if waiting is None else [Observation(waiting()[field])]
+_asked: list[weakref.ReferenceType[Callable[[], Waiting]]] = []
+"""Who tells what waits. A meter keeps a gauge with its first callback when it is made again, as it is by each
+`configure`: so the callbacks are the same ones each time, and ask all that there are."""
 
-    return observe
+
+def _waiting() -> list[Waiting]:
+    return [waiting() for ask in _asked if (waiting := ask()) is not None]
+
+
+def _traces(options: CallbackOptions) -> Iterable[Observation]:
+    del options
+    return [Observation(sum(waits.traces for waits in _waiting()))]
+
+
+def _bytes(options: CallbackOptions) -> Iterable[Observation]:
+    del options
+    return [Observation(sum(waits.bytes for waits in _waiting()))]
+
+
+def _age(options: CallbackOptions) -> Iterable[Observation]:
+    del options
+    return [Observation(max((waits.age for waits in _waiting()), default=0))]

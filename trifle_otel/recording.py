@@ -24,7 +24,7 @@ from trifle_otel.records import ERROR, RUNNING, SUCCESS, empty_counters
 from trifle_otel.references import new_reference, safe_key, safe_reference
 from trifle_otel.runtime import Runtime, announce
 from trifle_otel.settings import DEFAULT_RETENTION, whole_days
-from trifle_otel.values import exception_text, text_of, traceback_text
+from trifle_otel.values import exception_text, traceback_text
 
 OVERFLOW: Final = 20_000
 """Lines that a live trace holds before they are flushed without waiting for the timer."""
@@ -66,7 +66,6 @@ class Recording:
         "nothing",
         "number",
         "open",
-        "original_key",
         "overflow",
         "packing",
         "parts",
@@ -89,7 +88,6 @@ class Recording:
         self.runtime = runtime
         self.serialize = runtime.serialize
         self.nothing = runtime.nothing
-        self.original_key = key if key.__class__ is str else text_of(key)
         self.key = safe_key(key)
         self.mode = mode
         self.reference = new_reference() if reference is None else safe_reference(reference)
@@ -111,7 +109,7 @@ class Recording:
         self.open: dict[Frame, Frame] = {}
         self.late = 0
         self.number = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a finalizer or a signal's handler may record a line, anywhere
         self.packing = threading.RLock()
         self.spans: live_spans.LiveSpans | None = None
         self.first_ns = time_ns()
@@ -121,7 +119,7 @@ class Recording:
         self.length = 0
         self.parts = 0
         self.counters = empty_counters()
-        self.names: set[str] = set()
+        self.names: dict[str, int] = {}  # of artifacts, each with the number that the last one of its kind got
         self.overflow = OVERFLOW if mode == "live" else 1 << 62
         self.spooled: Any = None  # the sink's own: where it keeps what is not shipped yet
         self.bumped = 0.0
@@ -161,15 +159,15 @@ class Recording:
     def note(self, line: Line, events: live_spans.Pending | None, count: int = 1) -> None:
         """Append a line of a trace that has spans: numbered, so that its span can name its place."""
         with self.lock:
-            lines = self.lines
-            if lines is None:
-                self.late += count
-                return
-            if line[3] is not STATE:
-                lines.append(line)
-                self.number += count
-            if events is not None:
-                events.add(self.number, line)
+            lines, number = self.lines, self.number
+            if lines is not None:
+                if line[3] is not STATE:
+                    number = self.number = number + count
+                    lines.append(line)
+                if events is not None:
+                    events.add(number, line)
+        if lines is None and count:
+            self.count_late(count)
 
     def note_line(self, line: Line) -> None:
         """Append a line of a trace that has spans, but of a frame that has none to tell it to."""
@@ -209,12 +207,13 @@ class Recording:
     def unused_name(self, name: str) -> str:
         """An artifact's name that this trace has not used yet: with a number where it has."""
         with self.lock:
-            unused, number = name, 1
+            unused, number = name, self.names.get(name, 1)
             while unused in self.names:
                 number += 1
                 stem, dot, suffix = name.rpartition(".")
                 unused = f"{stem}-{number}{dot}{suffix}" if stem and "/" not in suffix else f"{name}-{number}"
-            self.names.add(unused)
+            self.names[name] = number
+            self.names.setdefault(unused, 1)
         return unused
 
     def count_late(self, count: int = 1) -> None:
@@ -252,7 +251,7 @@ class Recording:
         for frame in reversed(list(self.open)):
             frame.close(frame.state if error is None else ERROR, error)
         if error is not None:
-            self._record_exception(error)
+            self._record_exception(error, steps)
         if "announced" not in steps:
             steps.append("announced")
             announce("wrapup", self)
@@ -272,12 +271,17 @@ class Recording:
             if self.rest:  # another thread's, that had the list in its hands when the trace ended
                 self.count_late(len(self.rest))
 
-    def _record_exception(self, error: BaseException) -> None:
+    def _record_exception(self, error: BaseException, steps: list[str]) -> None:
+        """Record what an exception says and its traceback, and set the state; what `steps` tells of is done."""
+        if "failed" in steps:
+            return
         root = self.root
-        message, traceback = f"Exception: {exception_text(error)}", traceback_text(error)
-        put(root, message, ERROR, TEXT)
-        put(root, traceback, SUCCESS, RAW)
+        lines = ((f"Exception: {exception_text(error)}", ERROR, TEXT), (traceback_text(error), SUCCESS, RAW))
+        for line in lines[steps.count("told") :]:
+            put(root, *line)
+            steps.append("told")  # after it: rather twice than not at all
         self.set_state(ERROR, root)
+        steps.append("failed")
 
     def settle_retention(self) -> int:
         """Fix the days that the payload is kept, where they are not fixed yet: given, or the setting's."""
@@ -294,11 +298,14 @@ class Recording:
         return self.retention
 
     def context_in(self, context: Context) -> Context:
-        """`context` with this trace, and its span where it has one, as what is current."""
-        span = otel.get_current_span(self.root.ours)
+        """`context` with this trace, and its span where it has one, as what is current; as it is, once it has ended."""
+        root: RootFrame | None = getattr(self, "root", None)  # another thread may end it meanwhile
+        if root is None:
+            return context
+        span = otel.get_current_span(root.ours)
         if f"{span.get_span_context().span_id:016x}" == self.span_id:
             context = otel.set_span_in_context(span, context)
-        return Context({**context, FRAME: self.root})
+        return Context({**context, FRAME: root})
 
     def waiting(self) -> list[Line]:
         """The lines that nobody has let go of yet. Called under `packing`."""
@@ -316,7 +323,7 @@ class Recording:
 
     def abandon(self) -> None:
         """In a forked child: this trace is the parent's; nothing that is recorded here goes to it."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.packing = threading.RLock()
         self.append = self.late_line
         self.lines = None

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -66,11 +67,12 @@ class Troubles:
     def __init__(self, handler: Callable[[BaseException], None] | None, clock: Callable[[], float] = time.monotonic):
         self._handler = handler
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer or a signal's handler may have something to report, anywhere
         self._logged: dict[str, tuple[float, int]] = {}
         self.counts: Counter[str] = Counter()
         self.also: Callable[[str, int], None] | None = None
         """Told of each: what, and how often. For metrics."""
+        _all_troubles.add(self)
 
     def report(self, what: str, error: BaseException | None = None, amount: int = 1, detail: str = "") -> None:
         """Count `what` went wrong (one of few texts), and tell of it, with `detail`.
@@ -94,6 +96,10 @@ class Troubles:
             because = f": {error!r}" if error is not None else ""
             logger.warning("%s%s (%d so far)%s", what, detail and f" ({detail})", self.counts[what], because)
 
+    def after_fork(self) -> None:
+        """In a forked child: a thread that is gone may have held the lock."""
+        self._lock = threading.RLock()
+
     def _due(self, what: str) -> bool:
         now = self._clock()
         last = self._logged.get(what)
@@ -101,6 +107,9 @@ class Troubles:
             return False
         self._logged[what] = (now, self.counts[what])
         return True
+
+
+_all_troubles: weakref.WeakSet[Troubles] = weakref.WeakSet()
 
 
 class Runtime:
@@ -131,19 +140,21 @@ class Runtime:
 _callbacks: dict[Event, list[Callable[[Recording], object]]] = {event: [] for event in EVENTS}
 _runtime: Runtime | None = None
 _first_use: Callable[[], None] | None = None
-_lock = threading.RLock()
+_lock = threading.RLock()  # guards `_runtime`; nothing of others is called under it
 
 
-def install(runtime: Runtime | None) -> Runtime | None:
-    """Put a runtime in force; gives the one that was before."""
-    global _runtime
+def install(runtime: Runtime | None) -> None:
+    """Put a runtime in force."""
+    global _runtime  # noqa: PLW0603 - what this process is set up with
     with _lock:
-        before, _runtime = _runtime, runtime
-    return before
+        _runtime = runtime
 
 
 def at_first_use(configure: Callable[[], None]) -> None:
-    """What to call when something is recorded and nothing was configured; it may call `install`."""
+    """What to call when something is recorded and nothing was configured; it may call `install`.
+
+    Threads may call it at once.
+    """
     global _first_use  # noqa: PLW0603
     _first_use = configure
 
@@ -154,17 +165,19 @@ def runtime() -> Runtime:
 
 
 def _start() -> Runtime:
+    global _runtime  # noqa: PLW0603 - what this process is set up with
+    try:
+        if _first_use is not None:
+            _first_use()
+    except Exception as error:  # a wrong environment variable must not stop the job that it was meant to record
+        let_pass(error)
+        logger.warning("trifle_otel is not configured, nothing is archived: %s", error)
+    if _runtime is not None:
+        return _runtime
+    without_archive = Runtime(Settings(), None)
     with _lock:
-        if _runtime is None:
-            try:
-                if _first_use is not None:
-                    _first_use()
-            except Exception as error:  # a wrong environment variable must not stop the job that it was meant to record
-                let_pass(error)
-                logger.warning("trifle_otel is not configured, nothing is archived: %s", error)
-            if _runtime is None:
-                install(Runtime(Settings(), None))
-        assert _runtime is not None
+        if _runtime is None:  # else another thread has configured meanwhile
+            _runtime = without_archive
         return _runtime
 
 
@@ -199,3 +212,15 @@ def _redactor(redaction: Redactor | bool) -> Redactor | None:
     if redaction is True:
         return Redactor()
     return redaction or None
+
+
+def _after_fork() -> None:
+    """In a forked child: threads that held a lock are gone."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+    for troubles in list(_all_troubles):
+        troubles.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

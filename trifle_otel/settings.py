@@ -20,6 +20,8 @@ Permissions = Literal["private", "group"]
 DEFAULT_RETENTION = 7
 LONGEST_RETENTION = 1_000_000
 """Days; what is longer ends after the year 9999, which no index can hold."""
+LONGEST_WAIT = 30 * 86_400.0
+"""Seconds; who waits longer waits as long as this: threads can wait for so long on every platform, not for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,8 @@ PLAIN_SIZE = 144
 """Bytes of a line's event beside its text, where nothing was shortened and it is no artifact."""
 
 STATE = "state"  # what a line is, where it is no line but a change of state
-_USUAL = 128  # events of a span, where nothing else is said
-_UNKNOWN, _CLOSED = -1, -2  # of a `Pending`: its room is in the trace's settings; it takes no more
-AT_ONCE = -3
+_CLOSED = -1  # room of a `Pending` that takes no more
+AT_ONCE = -2
 """Room of a `Pending` whose lines are taken as they come, by the trace's `log_events.LogEvents`."""
 
 # looked up for every line
@@ -58,7 +57,7 @@ class Pending:
 
     __slots__ = ("first", "marks", "next", "numbers", "rest", "room")
 
-    def __init__(self, room: int = _UNKNOWN) -> None:
+    def __init__(self, room: int) -> None:
         self.first: list[Line] = []
         self.numbers: list[int] = []  # theirs; in a list of its own, since pairs keep the garbage collector busy
         self.room = room  # lines that `first` takes
@@ -133,10 +132,7 @@ class Pending:
                 self.next.add(number, line)
             return
         spans = line[4].recording.spans
-        if self.room == _UNKNOWN:
-            self.room = places_of(_USUAL) if spans is None else spans.places
-            self.add(number, line)
-        elif spans is not None and spans.logs is not None:
+        if spans is not None and spans.logs is not None:
             spans.logs.take(self, number, line)
 
 

@@ -266,8 +266,8 @@ def _add(recording: Recording, line: Line, count: int) -> None:
     with recording.lock:  # what `note` does, without its calls
         lines = recording.lines
         if lines is not None:
-            lines.append(line)
             recording.number += count
+            lines.append(line)
     if lines is None:
         recording.count_late(count)
 

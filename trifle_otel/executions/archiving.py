@@ -8,7 +8,6 @@ an archive already, and is left out. How spans become executions is `assemble`'s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -18,10 +17,10 @@ from trifle_otel.executions.assemble import OURS, Execution, Origin
 from trifle_otel.executions.keys import key_of
 from trifle_otel.executions.lines import has_failed, lines_of, mend_times, outcome
 from trifle_otel.frames import TEXT, Frame, Line
+from trifle_otel.given import plain_key
 from trifle_otel.recording import Recording
 from trifle_otel.records import ERROR, SUCCESS, WARNING
-from trifle_otel.redaction import Redactor
-from trifle_otel.references import derived_reference, safe_key
+from trifle_otel.references import derived_reference
 from trifle_otel.runtime import Runtime
 from trifle_otel.span_data import SpanData
 from trifle_otel.values import json_of, plain_context, text_of
@@ -83,7 +82,7 @@ def _recording_of(execution: Execution, runtime: Runtime) -> Recording:
     mend_times(spans)
     first = execution.key_span
     key = key_of(first) if root is not None else f"{INCOMPLETE}/{key_of(first)}"
-    recording = Recording(runtime, _plain_key(runtime.redactor, key), mode="deferred", reference=reference, meta=None)
+    recording = Recording(runtime, plain_key(runtime.redactor, key), mode="deferred", reference=reference, meta=None)
     recording.first_ns = first.start_ns
     recording.last_ns = first.end_ns if root is not None else max(span.end_ns for span in spans)
     recording.started = 1  # on no clock: an end of 0 would count as none
@@ -204,10 +203,3 @@ def _short_attributes(span: SpanData) -> tuple[dict[str, Any], bool]:
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-@lru_cache(maxsize=4096)
-def _plain_key(redactor: Redactor | None, key: str) -> str:
-    """A key that is safe as a path and holds no secret. There are few keys, so the work is done once for each."""
-    safe = safe_key(key)
-    return safe if redactor is None else safe_key(redactor.text(safe))
