@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,10 +19,10 @@ from trifle_otel.adoption import ROWS_DROPPED, TOO_MUCH, TOO_OLD, Adopter
 from trifle_otel.encoding import encode_record
 from trifle_otel.errors import StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
-from trifle_otel.records import Folder, TraceRecord
+from trifle_otel.records import Folder, Query, TraceRecord
 from trifle_otel.runtime import Troubles
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import Spool, save
+from trifle_otel.spool import Parcel, Spool, save
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.stores.parallel import take_at_once
 from trifle_otel.testing import sample_record
@@ -101,6 +102,50 @@ def test_a_trace_without_a_record_is_counted_and_removed(tmp_path: Path) -> None
     assert Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles).adopt() == 0
     assert troubles.counts["traces of a dead process had recorded nothing yet"] == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_cannot_be_read_is_put_aside_once(tmp_path: Path) -> None:
+    """A trace whose record was cut, by the death of a machine say, is kept for people, and counted one time."""
+    spool, _ = left_behind(tmp_path)
+    save(spool, spool.folder("somebody"), {"data_1.json": b"[]"}, b"")
+    spool.forget()
+    troubles = Troubles(None)
+    for _ in range(3):
+        assert Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles).adopt() == 0
+    assert troubles.counts == {"a trace cannot be shipped": 1}
+    (aside,) = (tmp_path / "unshippable").iterdir()
+    assert (aside / "data_1.json").read_bytes() == b"[]"
+    assert list(tmp_path.iterdir()) == [tmp_path / "unshippable"]
+
+
+@pytest.mark.parametrize("changes", [{"key": "../elsewhere"}, {"reference": "a/b"}])
+def test_a_note_of_what_can_be_no_trace_holds_up_no_other(tmp_path: Path, changes: dict[str, str]) -> None:
+    """Whoever could write into a spool cannot keep it from being adopted."""
+    record = sample_record(state="success")
+    spool, _ = left_behind(tmp_path)
+    spool.note(encode_record(sample_record(state="success", **changes)))
+    save(spool, spool.folder(record.reference), {"data_1.json": b"[]"}, encode_record(record))
+    spool.forget()
+    index = MemoryIndex()
+    assert adopt(tmp_path, MemoryStore(), index) == 1
+    assert index.search(Query()) == [record]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_may_not_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may not list the spool ships what is its own all the same, without the pause after a fault of ours."""
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    troubles = Troubles(None)
+    ship = Shipper(MemoryStore(), MemoryIndex(), Spool(tmp_path), troubles, limit=1 << 20)
+    ship.put(Parcel(sample_record(state="success"), files={"data_1.json": b"[]"}))
+    assert ship.flush(5)
+    assert ship.close(5)
+    assert ship.index.find(sample_record().reference) is not None
+    assert set(troubles.counts) == {"what a dead process left cannot be read"}
 
 
 def test_a_dead_processs_traces_stay_until_the_archive_has_them(tmp_path: Path) -> None:
@@ -261,7 +306,7 @@ def test_a_trace_that_the_archive_refuses_holds_up_no_other(tmp_path: Path) -> N
     dead(tmp_path, 3)
     troubles = Troubles(None)
     store, index = Refusing(), MemoryIndex()
-    Shipper(store, index, Spool(tmp_path), troubles).adopt()
+    assert Shipper(store, index, Spool(tmp_path), troubles).adopt() == 2
     assert {record.reference for record in Archive(store, index).search().records} == {"ref-00000", "ref-00002"}
     assert troubles.counts["a trace cannot be shipped"] == 1
     (aside,) = (tmp_path / "unshippable").iterdir()

@@ -135,6 +135,7 @@ def test_times_ago() -> None:
         ({"since": "2026-13-01"}, "ISO 8601"),
         ({"since": ""}, "ISO 8601"),
         ({"until": "999999999w"}, "ISO 8601"),
+        ({"since": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "beyond the calendar"),
         ({"until": datetime(2026, 1, 1)}, "no zone"),  # noqa: DTZ001 - that is the point
         ({"min_duration": "fast"}, "1.5s"),
         ({"min_duration": -1}, "0 or more"),

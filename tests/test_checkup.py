@@ -49,6 +49,18 @@ def test_what_has_waited_for_long_and_what_was_put_aside_is_named(tmp_path: Path
         spool.forget()
 
 
+def test_what_is_shipped_while_it_is_looked_at_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that end meanwhile move what lay in the spool."""
+    with Archive.open(tmp_path / "a") as archive:
+        archive.setup()
+        assert archive.spool is not None
+        spool = Spool(archive.spool)
+        spool.folder("one")
+        monkeypatch.setattr(Path, "glob", lambda self, _: iter([self / "moved" / "record.json"]))
+        assert states(archive)["spool"] == ["success"]
+        spool.forget()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="permissions are Unix's")
 def test_a_folder_that_others_may_open_is_named(tmp_path: Path) -> None:
     """An archive holds whatever jobs were called with: others on the machine should not read it by accident."""

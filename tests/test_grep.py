@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -199,6 +200,23 @@ def test_damage_is_told_and_the_rest_searched(archive: Archive, decoder: None) -
         f"part 2 of trace {record.reference} is damaged",
         f"part 3 of trace {record.reference} is damaged",
         f"part 4 of trace {record.reference} is missing",
+        f"gone.txt of trace {record.reference} cannot be read",
+    ]
+
+
+def test_what_is_wrong_is_told_once(archive: Archive, decoder: None) -> None:
+    """Of a trace that is searched again the long way, since a later part is damaged, nothing is told twice."""
+    trace = trace_of(1, "needle").artifact("gone.txt", b"needle")
+    record = trace.store(archive, parts=2)
+    archive.store.write(record.folder, "data_3.json.gz", encode_part([1]))  # type: ignore[list-item]
+    kept = {name: archive.store.open(record.folder, name).read() for name in archive.store.names(record.folder)}
+    archive.store.delete(record.folder)
+    for name, data in kept.items():
+        if name != "artifacts/gone.txt":
+            archive.store.write(record.folder, name, data)
+    found = one(archive, replace(record, parts=3), Pattern("needle|1"), artifacts=True)
+    assert [re.sub(":.*", "", problem) for problem in found.damaged] == [
+        f"part 3 of trace {record.reference} is damaged",
         f"gone.txt of trace {record.reference} cannot be read",
     ]
 

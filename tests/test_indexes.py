@@ -7,10 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trifle_otel.records import Query, TraceRecord
 from trifle_otel.testing import START, IndexContract, expected, pages, sample_record
 
 REPOSITORY = Path(trifle_otel.__file__).parents[1]
+LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 
 
 class TestSQLiteIndex(IndexContract):
@@ -243,6 +245,29 @@ def test_a_file_that_is_no_database_is_damage(path: Path, index: SQLiteIndex) ->
         index.put([sample_record()])
 
 
+@pytest.mark.parametrize(
+    "column,value",
+    [("tags", "x"), ("segments", 5), ("first_at", 2**62), ("context", "7"), ("counters", "[1]"), ("meta", "{")],
+)
+def test_a_row_that_nobody_of_ours_wrote_is_damage(path: Path, index: SQLiteIndex, column: str, value: object) -> None:
+    """A row that cannot be read is `DamagedArchive`, whoever wrote the file; putting the record again mends it."""
+    record = sample_record()
+    index.put([record])
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute(f"UPDATE traces SET {column} = ?", (value,))
+    for read in (lambda: index.find(record.reference), lambda: index.search(Query()), lambda: index.expired(LATER)):
+        with pytest.raises(DamagedArchive, match=f"{record.reference}.*trifle-otel reindex"):
+            read()
+    index.put([record])
+    assert index.search(Query()) == [record]
+
+
+def test_a_path_that_cannot_be_looked_at_is_unavailable(tmp_path: Path) -> None:
+    """Reading an index whose path the system refuses is `StoreUnavailable`, not the system's own error."""
+    with pytest.raises(StoreUnavailable, match="too long"):
+        SQLiteIndex(tmp_path / ("x" * 300)).search(Query())
+
+
 def damage(path: Path) -> None:
     """Overwrite all pages of a database but the first."""
     with closing(sqlite3.connect(path)) as connection:
@@ -362,6 +387,30 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
                 index.put([sample_record(reference="other")])
     finally:
         subprocess.run(["umount", "-l", place], check=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_takes_a_connection_does_not_stop_the_child(index: SQLiteIndex) -> None:
+    """What a thread of the parent holds at that moment is not held in the child, where that thread is not."""
+    index.put([sample_record()])
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with index._lock():
+            inside.set()
+            go_on.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if index.find(sample_record().reference) == sample_record() else 1)
+    go_on.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_indexes import QUERIES, REPOSITORY, empty, records
 
-from trifle_otel.errors import ConfigurationError, DamagedArchive, MissingDependency, StoreUnavailable
+from trifle_otel.errors import ConfigurationError, DamagedArchive, MissingDependency, StoreUnavailable, UsageError
 from trifle_otel.indexes.contract import Index
 from trifle_otel.records import Position, Query, TraceRecord
 from trifle_otel.testing import IndexContract, expected, pages, sample_record
@@ -307,6 +307,29 @@ def test_what_a_server_refuses_is_stored_in_a_plainer_form(index: MongoIndex) ->
     plainer = {"http．method": "GET", "＄x": 1, "lists": ["[1,[2]]"], "huge": str(2**80), "n␀": "\\udc80", "tenant": 9}
     assert found["ref-1"] == kept(replace(batch[1], context=plainer))
     assert all(found[f"ref-{n}"] == kept(batch[n]) for n in (0, 2, 3, 5))
+
+
+def test_a_record_that_is_too_large_is_given_up(index: MongoIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MongoDB takes no document of more than 16 MiB, however often it is tried: no other record waits for it."""
+
+    def limited(real: Callable[..., Any]) -> Callable[..., Any]:
+        def update(collection: Any, wanted: Any, *rest: Any, **options: Any) -> Any:
+            if wanted["_id"] == "large":
+                raise pymongo.errors.WriteError("Resulting document after update is larger than 16777216", 17419)
+            return real(collection, wanted, *rest, **options)
+
+        return update
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise pymongo.errors.OperationFailure("BSONObj size is invalid", 10334)
+
+    monkeypatch.setattr(pymongo.collection.Collection, "bulk_write", refused)
+    update_one = pymongo.collection.Collection.update_one
+    monkeypatch.setattr(pymongo.collection.Collection, "update_one", limited(update_one))
+    index.put([sample_record(reference="usual")])
+    with pytest.raises(UsageError, match=r"refuses the record of large.*16777216"):
+        index.put([sample_record(reference="large")])
+    assert index.find("usual") is not None
 
 
 def test_texts_and_numbers_at_their_ends(index: MongoIndex) -> None:

@@ -733,6 +733,8 @@ PLACES = {
     "one of MongoDB": ["--index", f"mongodb://joe:{PASSWORD}@127.0.0.1:1/d?serverSelectionTimeoutMS=50"],
     "one that is not quoted": ["--index", f"mongodb://joe:{PASSWORD}/x@127.0.0.1:1/d"],
     "a scheme with a typo": ["--index", f"postgrse://joe:{PASSWORD}@h/d"],
+    "one with an @": ["--index", f"postgrse://joe:a@{PASSWORD}@h/d"],
+    "one in the query of a typo": ["--index", f"postgrse://joe@h/d?password={PASSWORD}"],
     "a forgotten colon": ["--index", f"postgresql//joe:{PASSWORD}@h/d"],
     "a key of object storage": ["--archive", f"s3://AKIAEXAMPLE:{PASSWORD}@bucket/x", "--index", "memory:"],
     "a secret among its options": ["--archive", f"s3://bucket/x?secret_access_key={PASSWORD}", "--index", "memory:"],

@@ -11,8 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from types import FrameType
+from typing import Any, BinaryIO
 
 import figures
 import pytest
@@ -27,10 +29,10 @@ from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.runtime import Runtime, Troubles, install
 from trifle_otel.settings import Settings
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import Parcel, Spool
+from trifle_otel.spool import Note, Parcel, Spool
 from trifle_otel.stores.files import FileStore
 from trifle_otel.stores.memory import MemoryStore
-from trifle_otel.testing import sample_record
+from trifle_otel.testing import run_at_once, sample_record
 
 
 class Faulty(MemoryStore):
@@ -214,7 +216,8 @@ def until_paused(waiting: shipper.Shipper) -> None:
 
 def test_the_bound_drops_the_oldest_and_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above `spool_limit` the oldest traces go, from disk too, and are counted."""
-    monkeypatch.setattr(shipper, "FIRST_PAUSE", 60.0)  # what is being tried is never dropped: nothing is, after that
+    for pause in ("FIRST_PAUSE", "LONGEST_PAUSE"):  # what is being tried is never dropped: nothing is, after that
+        monkeypatch.setattr(shipper, pause, 60.0)
     setup = Setup(tmp_path, limit=6_000)
     setup.store.fault = unavailable
     for number in range(30):
@@ -643,3 +646,210 @@ def test_a_spool_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         figures.note("the spool's disk is full (64 kB)", "100 traces, none lost or doubled")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def open_files() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/dev/fd"))
+
+
+def nothing_fits(*_: object, **__: object) -> int:
+    """What the system says when a disk is full."""
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+@pytest.mark.parametrize("call", ["write", "open"])
+def test_a_spool_that_cannot_be_begun_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A forked child on a full disk tries it for each trace: no descriptor and no folder stays behind."""
+    own = Spool(tmp_path)
+    before = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, nothing_fits)
+        for _ in range(5):
+            with pytest.raises(OSError, match="no space left"):
+                own.folder("reference")
+    assert open_files() == before
+    assert list(tmp_path.iterdir()) == []
+    own.folder("reference")
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_threads_begin_one_folder_together(tmp_path: Path) -> None:
+    """Threads whose first traces end at once have one folder and one lock, and so have those whose spool is removed."""
+    for attempt in range(8):
+        root = tmp_path / str(attempt)
+        own = Spool(root)
+        for _ in range(2):
+            run_at_once([partial(own.folder, f"reference-{number}") for number in range(8)])
+            (only,) = root.iterdir()
+            assert str(only) == own.own
+            assert spool.adopt(only) is None, "its process lives"
+            shutil.rmtree(root)
+        own.forget()
+
+
+def test_a_folder_that_was_removed_is_not_made_anew_without_its_lock(tmp_path: Path) -> None:
+    """A trace that runs while the spool is removed is held in memory: nobody may take it for a dead process's."""
+    own = Spool(tmp_path / "spool")
+    folder = own.folder("reference")
+    own.write(folder, "artifacts/deep/a.txt", b"a")
+    shutil.rmtree(own.root)
+    (tmp_path / "source").write_bytes(b"a")
+    for write in (
+        lambda: own.write(folder, "data_1.json", b"[]"),
+        lambda: own.copy(folder, "artifacts/a.txt", tmp_path / "source"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert not own.root.exists()
+
+
+def test_a_note_that_is_interrupted_shifts_no_other(tmp_path: Path) -> None:
+    """At whatever line a time limit strikes, the next record is read from where it is written."""
+    struck = 0
+    for place in range(1, 20):
+        note = Note(str(tmp_path / str(place)))
+        left = [place]
+
+        def strike(frame: FrameType, event: str, _: object, left: list[int] = left) -> Any:
+            if frame.f_code is Note.append.__code__ and event == "line":
+                left[0] -= 1
+                if left[0] == 0:
+                    raise TimeoutError
+            return strike if frame.f_code is Note.append.__code__ else None
+
+        sys.settrace(strike)
+        try:
+            note.append(b"interrupted")
+        except TimeoutError:
+            struck += 1
+        finally:
+            sys.settrace(None)
+        row = note.append(b"next")
+        assert Path(note.path).read_bytes()[row.at :][: row.length] == b"next", place
+        note.finish()
+    assert struck > 4
+
+
+def test_a_file_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills the disk does not stay on it."""
+    own = Spool(tmp_path / "spool")
+    folder = own.folder("reference")
+    (tmp_path / "source").write_bytes(b"a" * 1000)
+
+    def half(source: BinaryIO, target: BinaryIO, _: int) -> None:
+        target.write(source.read(500))
+        nothing_fits()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", half)
+        with pytest.raises(OSError, match="no space left"):
+            own.copy(folder, "artifacts/a", tmp_path / "source")
+    assert list(Path(folder, "artifacts").iterdir()) == []
+    assert own.copy(folder, "artifacts/a", tmp_path / "source") == 1000
+
+
+def test_with_fsync_each_file_of_a_trace_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Artifacts that come from files too."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    own = Spool(tmp_path / "spool", fsync=True)
+    folder = own.folder("reference")
+    (tmp_path / "source").write_bytes(b"a")
+    own.copy(folder, "artifacts/a", tmp_path / "source")
+    own.write(folder, "data_1.json", b"[]")
+    assert {os.stat(f"{folder}/{name}").st_ino for name in ("artifacts/a", "data_1.json")} <= set(synced)
+
+
+def test_a_journal_is_on_disk_or_nowhere(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deferred trace that runs while the disk is full is durable at its end all the same, with each line once."""
+    with trifle.tracer("jobs/deferred", mode="deferred") as job:
+        trifle.trace("x" * 200_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "write", nothing_fits)
+            setup.delivery.bump(job)
+            trifle.trace("while it was full")
+            setup.delivery.bump(job)
+        assert job.spooled.files == {}
+        setup.delivery.bump(job)
+    assert trifle.flush(5)
+    record = setup.archive.find(job.reference)
+    entries = setup.archive.entries(record)
+    assert (record.parts, record.length, len(entries), entries.damaged) == (1, 3, 3, [])
+    names = setup.store.names(record.folder)
+    assert sorted(name.partition("part_row")[0] for name in names) == ["artifacts/", "data_1.json.gz", "record.json"]
+
+
+def test_what_was_journaled_before_the_disk_was_full_is_not_shipped(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive gets the trace, and not what only the death of its process would have needed."""
+    with trifle.tracer("jobs/deferred", mode="deferred") as job:
+        trifle.trace("journaled")
+        setup.delivery.bump(job)
+        Path(job.spooled.folder, ".record.json").write_bytes(b"{")
+        monkeypatch.setattr(Spool, "write", nothing_fits)
+    monkeypatch.undo()
+    assert trifle.flush(5)
+    assert setup.store.names(setup.archive.find(job.reference).folder) == ["data_1.json.gz", "record.json"]
+
+
+def test_a_process_that_died_while_it_wrote_the_last_record_leaves_what_it_had_flushed(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that says how far a trace is stays until the last one is whole."""
+    setup.store.fault = unavailable
+    left = setup.spool.root / "somebody"
+    real = Spool.write
+
+    def half_way(self: Spool, folder: str, name: str, data: bytes) -> None:
+        if name.endswith("record.json"):
+            real(self, folder, name, data[: len(data) // 2])
+            shutil.copytree(Path(folder).parent, left)
+        real(self, folder, name, data)
+
+    with trifle.tracer("jobs/dies") as job:
+        trifle.trace("flushed")
+        setup.delivery.bump(job)
+        monkeypatch.setattr(Spool, "write", half_way)
+    store, index = MemoryStore(), MemoryIndex()
+    assert Shipper(store, index, Spool(setup.spool.root), Troubles(None)).adopt() == 1
+    assert "flushed" in [entry.message for entry in Archive(store, index).entries(job.reference)]
+
+
+def test_a_trace_that_a_local_archive_refuses_is_not_said_to_be_lost(tmp_path: Path) -> None:
+    """It is put aside like one that any other store refuses, and told of in the same words."""
+    setup = Setup(tmp_path, direct=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "7").symlink_to(tmp_path / "elsewhere")
+    setup.record()
+    assert trifle.flush(5)
+    assert "a trace was lost when it ended" not in setup.troubles.counts
+    assert setup.troubles.counts["a trace cannot be shipped"] == 1
+    setup.delivery.shutdown(5)
+    install(None)
+
+
+def test_a_batch_that_is_refused_lengthens_the_pause_once(tmp_path: Path) -> None:
+    """However many of its traces the archive refuses, the next ones wait no longer for that."""
+    store = Faulty()
+
+    def refuse() -> None:
+        raise ValueError("never")
+
+    store.fault = refuse
+    ship = Shipper(store, MemoryIndex(), Spool(tmp_path), Troubles(None))
+    records = [sample_record(reference=str(number), state="success") for number in range(20)]
+    ship._ship([Parcel(record, files={"data_1.json": b"[]"}) for record in records])
+    assert ship._pause == shipper.FIRST_PAUSE

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,31 @@ def test_only_traces_are_folders(store: FileStore, root: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"x")
     assert list(store.folders()) == [FOLDER]
+
+
+def test_folders_that_are_nested_without_end_hide_no_trace(store: FileStore, root: Path) -> None:
+    """Whoever may write into an archive cannot keep it from being listed, by depth or by length of a path."""
+    store.write(FOLDER, "data_1.json", b"x")
+    store.write(FOLDER._replace(reference="odd"), "artifacts/a", b"x")
+    nest(root / "7", "k", 1500)
+    nest(root / "7", "k" * 250, 20)
+    nest(root / FOLDER._replace(reference="odd").path / "artifacts", "k", 1500)
+    assert list(store.folders()) == [FOLDER]
+    for use in (store.names, store.delete):  # which of them can, differs between systems and versions of Python
+        with suppress(DamagedArchive):
+            use(FOLDER._replace(reference="odd"))
+    subprocess.run(["rm", "-rf", root / "7"], check=True)  # pytest's own cleaning up would nest as deeply
+
+
+def nest(folder: Path, name: str, depth: int) -> None:
+    """Make folders of one name in each other: a path of all of them may be longer than the system takes."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        inner = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
 
 
 def test_deleting_removes_emptied_parents(store: FileStore, root: Path) -> None:

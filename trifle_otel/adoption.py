@@ -71,17 +71,23 @@ class Adopter:
         self._bounded = -BOUND_EVERY
 
     def steps(self) -> Generator[int, None, None]:
-        """Ship it, folder by folder and batch by batch; gives how many traces each batch had.
+        """Ship it, folder by folder and batch by batch; gives how many traces of each batch are in the archive now.
 
         Raises what `PASSING` names where the archive cannot be written: what is left stays where it is.
         """
-        for orphan in self.spool.orphans():
-            try:
-                yield from self._adopt(orphan)
-            except OSError as error:
-                self.troubles.report("what a dead process left cannot be read", error)
-            finally:
-                orphan.close()
+        try:
+            for orphan in self.spool.orphans():
+                yield from self._steps_of(orphan)
+        except OSError as error:  # the spool itself
+            self.troubles.report("what a dead process left cannot be read", error)
+
+    def _steps_of(self, orphan: Orphan) -> Iterator[int]:
+        try:
+            yield from self._adopt(orphan)
+        except OSError as error:
+            self.troubles.report("what a dead process left cannot be read", error)
+        finally:
+            orphan.close()
 
     def _adopt(self, orphan: Orphan) -> Iterator[int]:
         for path, records in orphan.notes():
@@ -98,6 +104,8 @@ class Adopter:
             folders.add(parcel.record.folder)
         if batch:
             yield self._ship(orphan, batch)
+        for folder, error in orphan.damaged:
+            self._set_aside(folder.name, folder, error)
         if orphan.lost:
             self.troubles.report("traces of a dead process had recorded nothing yet", amount=orphan.lost)
 
@@ -128,7 +136,7 @@ class Adopter:
                 self._set_aside(parcel.record.reference, local, error)
         if down is not None:
             raise down
-        return len(batch)
+        return errors.count(None)
 
     def _forget(self, record: TraceRecord, local: Path) -> None:
         self.index.delete([record.reference])
@@ -200,9 +208,10 @@ class Adopter:
         """Number, size and age of what was put aside and, where the archive is down, of what each dead process left."""
         found: dict[str, tuple[int, int, float]] = {}
         folders = [self.spool.root / ASIDE]
-        for orphan in self.spool.orphans() if down else ():
-            orphan.disown()  # whoever wants to ship it meanwhile must find it free
-            folders.append(orphan.folder)
+        with suppress(OSError):  # of a spool that may not be looked at, which adopting tells
+            for orphan in self.spool.orphans() if down else ():
+                orphan.disown()  # whoever wants to ship it meanwhile must find it free
+                folders.append(orphan.folder)
         for folder in folders:
             with suppress(OSError):
                 found[str(folder)] = self._look_at(folder)
@@ -290,7 +299,7 @@ def is_stored(store: Store, record: TraceRecord) -> bool:
     try:
         with store.open(record.folder, RECORD_NAME) as stream:
             return decode_record(stream.read(MAX_RECORD_BYTES)).finished
-    except (NotFound, DamagedArchive):
+    except (NotFound, DamagedArchive, UsageError):  # the last: the record names what can be no trace's folder
         return False
 
 

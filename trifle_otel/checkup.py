@@ -10,7 +10,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -109,7 +110,7 @@ def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
     waiting = [path for path in root.iterdir() if path.is_dir() and path.name != ASIDE]
     size = sum(map(size_of, waiting))
     yield "success", f"{root} can be written; {size:,} bytes of {len(waiting)} processes wait in it"
-    oldest = min((path.stat().st_mtime for owner in waiting for path in owner.glob("*/record.json")), default=None)
+    oldest = min(_times(path for owner in waiting for path in owner.glob("*/record.json")), default=None)
     if oldest is not None and time.time() - oldest > OLD.total_seconds():
         hours = (time.time() - oldest) / 3600
         yield (
@@ -119,6 +120,13 @@ def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
     aside = root / ASIDE
     if aside.is_dir() and any(aside.iterdir()):
         yield "warning", f"{len(list(aside.iterdir()))} traces could not be shipped and lie in {aside}"
+
+
+def _times(paths: Iterable[Path]) -> Iterator[float]:
+    """When each changed last; of those that are shipped meanwhile nothing."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime
 
 
 def _permissions(archive: Archive) -> Iterator[tuple[str, str]]:

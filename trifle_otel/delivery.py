@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 from trifle_otel.clock import Clock
 from trifle_otel.closing import remove_journals
 from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
-from trifle_otel.errors import StoreUnavailable
 from trifle_otel.interruptions import is_interruption
 from trifle_otel.metrics import Metrics
 from trifle_otel.packing import pack, record_of
@@ -220,7 +219,7 @@ class Delivery:
             parcel.row = spool.note(encoded)
             if not store.rename(parcel.record.folder, folder):
                 store.take(parcel.record.folder, Path(folder))
-        except (OSError, StoreUnavailable) as error:  # it is whole in the spool, and the shipper tries again
+        except Exception as error:  # it is whole in the spool, and the shipper tries again
             self.troubles.report("the archive cannot be written; traces wait", error)
             return False
         parcel.stored = True
@@ -232,11 +231,11 @@ class Delivery:
             try:
                 if held.folder is None:
                     held.folder = self.spool.folder(recording.reference)
-                size = save(self.spool, held.folder, files, record)
-                if held.journaled:
+                size = save(self.spool, held.folder, files, record, again=held.announced)
+                if held.announced and recording.mode != "live":
                     remove_journals(held.folder)
                     for name in held.journal:
-                        os.unlink(f"{held.folder}/{name}")
+                        Path(held.folder, name).unlink(missing_ok=True)
                 return size
             except OSError as error:
                 self.troubles.report("the spool cannot be written; traces are held in memory", error)
@@ -292,12 +291,19 @@ class Delivery:
         if self.spool is None or (not lines and held.journaled):
             return
         self._announce(held, recording)
-        part = pack(recording, lines)
+        before = _counted(recording)
+        try:
+            part = pack(recording, lines)
+            if held.folder is None:
+                held.folder = self.spool.folder(recording.reference)
+            for name, data in part.artifacts.items():
+                held.journal.append(name)
+                self.spool.write(held.folder, name, data)
+            self.spool.write(held.folder, part.name.replace("data_", "journal_", 1), part.data)
+        except BaseException:  # it is done again, of the same lines and more
+            _count_as(recording, before)
+            raise
         held.journaled += len(lines)
-        for name, data in part.artifacts.items():
-            held.journal.append(name)
-            self._keep(held, recording, name, data)
-        self._keep(held, recording, part.name.replace("data_", "journal_", 1), part.data)
         self._keep_record(held, recording, record_of(recording, RUNNING, time.time_ns()))
 
     def _keep(self, held: Held, recording: Recording, name: str, source: bytes | Path) -> int:

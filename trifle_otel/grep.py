@@ -184,7 +184,7 @@ class _Searcher:
                     places = self.pattern.places(part)
                     self._in_entries(found, lines.all(number) if places is None else lines.at(number, places))
         except ValueError:
-            found.hits = []
+            found.hits, found.damaged, found.size = [], [], 0
             return False
         found.size = sum(map(len, parts)) + found.size
         return True

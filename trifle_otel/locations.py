@@ -27,7 +27,8 @@ INDEXES = "sqlite:///file, postgresql://host/database, mongodb://host/database o
 _OBJECTS = ("s3", "gs", "az")
 _SCHEMES = (*_OBJECTS, "file", "memory", "sqlite", "postgresql", "postgres", "mongodb", "mongodb+srv")
 _NO_COLON = re.compile(f"({'|'.join(map(re.escape, _SCHEMES))})//", re.IGNORECASE)
-_PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
+_PASSWORD = re.compile(r"(//[^/@:?]*):[^?]*@")
+_SECRET = re.compile(r"([?&][^=&]*(?:passw|secret|token|key)[^=&]*=)[^&]+", re.IGNORECASE)
 _lock = threading.RLock()
 
 
@@ -179,8 +180,8 @@ def _is_unicode(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL for messages: without a password."""
-    return _PASSWORD.sub(r"\1:…@", url)
+    """A URL for messages: without a password, and without what its options hold that sound like one."""
+    return _SECRET.sub(r"\1…", _PASSWORD.sub(r"\1:…@", url))
 
 
 def _parse(url: str, what: str) -> tuple[str, str]:

@@ -58,7 +58,10 @@ def parse_moment(value: datetime | str, now: datetime) -> datetime:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise UsageError(f"the time {value} has no zone; give it one, as in datetime.now(timezone.utc)")
-        return value.astimezone(timezone.utc)
+        try:
+            return value.astimezone(timezone.utc)
+        except OverflowError as error:
+            raise UsageError(f"the time {value} is beyond the calendar in UTC") from error
     text = value.strip()
     try:
         if ago := _AGO.fullmatch(text):

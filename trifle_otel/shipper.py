@@ -35,7 +35,7 @@ from trifle_otel.encoding import RECORD_NAME, encode_record
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.metrics import Waiting
 from trifle_otel.records import Folder
-from trifle_otel.spool import Parcel, Spool
+from trifle_otel.spool import Parcel, Spool, payload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -140,7 +140,7 @@ class Shipper:
                 self._urgent.set()
                 self._wake.set()
             self._state.wait_for(lambda: not self._adopting, max(0.0, end - time.monotonic()))
-        self._stopping = True
+            self._stopping = True
         self._urgent.set()
         self._wake.set()
         thread = self._thread
@@ -291,6 +291,9 @@ class Shipper:
 
     def _failed(self, error: BaseException, what: str) -> None:
         self.troubles.report(what, error)
+        self._wait_longer()
+
+    def _wait_longer(self) -> None:
         self._pause = min(LONGEST_PAUSE, self._pause * 2 or FIRST_PAUSE)
 
     def _ship(self, batch: list[Parcel]) -> list[Parcel]:
@@ -310,6 +313,8 @@ class Shipper:
             except Exception as error:
                 if not self._give_up(parcel, error):
                     failed.append(parcel)
+        if failed and down is None:
+            self._wait_longer()
         if self._index() and not failed:
             self._pause = 0.0
         return failed
@@ -388,9 +393,8 @@ class Shipper:
         """Where the disk would not take all of it."""
         folder, local = parcel.record.folder, parcel.local
         if local is not None and local.exists():
-            for path in sorted(local.rglob("*")):
-                name = path.relative_to(local).as_posix()
-                if path.is_file() and name not in parcel.files and name != RECORD_NAME:
+            for name, path in payload_of(local):
+                if name not in parcel.files:
                     self.store.write(folder, name, path)
         for name, data in parcel.files.items():
             self.store.write(folder, name, data)
@@ -402,7 +406,7 @@ class Shipper:
         """Whether a parcel that the archive refuses is put aside, so that others are not held up."""
         parcel.tries += 1
         if parcel.tries < TRIES:
-            self._failed(error, "a trace could not be shipped; it is tried again")
+            self.troubles.report("a trace could not be shipped; it is tried again", error)
             return False
         self._put_aside(parcel.local, parcel.record.reference, error)
         if parcel.row is not None and self.spool is not None:

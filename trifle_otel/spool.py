@@ -109,11 +109,15 @@ class Note:
     def append(self, record: bytes) -> Row:
         """Add a record, whole or not at all. Raises `OSError`."""
         line = record + b"\n"
-        if os.write(self.descriptor, line) < len(line):  # half a line would spoil the one after it
-            os.ftruncate(self.descriptor, self.size)
-            raise OSError(errno.ENOSPC, "no room for a whole line", self.path)
         row = Row(self, self.size, len(record))
-        self.size += len(line)
+        try:
+            if os.write(self.descriptor, line) < len(line):  # half a line would spoil the one after it
+                os.ftruncate(self.descriptor, self.size)
+                raise OSError(errno.ENOSPC, "no room for a whole line", self.path)
+            self.size += len(line)
+        except BaseException:  # an interruption may come between the two
+            self.size = os.fstat(self.descriptor).st_size
+            raise
         self.written += 1
         return row
 
@@ -133,34 +137,32 @@ class Spool:
         self.own: str | None = None
         self._lock: int | None = None
         self._numbers = count(1)
-        self._noting = threading.Lock()  # guards `_note`, `_notes` and what notes count
+        self._guard = threading.RLock()  # guards `own` and `_lock`, `_note`, `_notes` and what notes count
         self._note: Note | None = None
         self._notes: dict[str, Note] = {}
         self._adopting: set[Orphan] = set()
 
     def open(self) -> str:
         """This process's folder, made and locked. Raises `OSError` where that is impossible."""
-        while self.own is None:
-            name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-            folder = self.root / name
-            make_folders(self.root)
-            folder.mkdir(mode=0o700)
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            if not _lock(descriptor) or not (folder / LOCK).exists():  # somebody took it for a dead one's
-                os.close(descriptor)
-                continue
-            os.write(descriptor, to_json({"pid": os.getpid(), "host": socket.gethostname()}))
-            self._lock = descriptor
-            self.own = str(folder)
-        return self.own
+        with self._guard:
+            while self.own is None:
+                name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+                make_folders(self.root)
+                self._lock = _begun(self.root / name)
+                if self._lock is not None:
+                    self.own = str(self.root / name)
+            return self.own
 
     def folder(self, reference: str) -> str:
         """A new folder for a trace."""
-        path = f"{self.own or self.open()}/{next(self._numbers):08d}-{reference}"
+        own = self.own or self.open()
+        path = f"{own}/{next(self._numbers):08d}-{reference}"
         try:
             os.mkdir(path, 0o700)
         except FileNotFoundError:  # the spool was removed under us: begin another
-            self.forget()
+            with self._guard:
+                if self.own == own:  # else another thread has begun it
+                    self._let_go()
             path = f"{self.open()}/{next(self._numbers):08d}-{reference}"
             os.mkdir(path, 0o700)
         return path
@@ -171,7 +173,7 @@ class Spool:
         try:
             descriptor = os.open(path, _CREATE, 0o600)
         except FileNotFoundError:
-            make_folders(os.path.dirname(path))
+            _make_folders_below(folder, path)
             descriptor = os.open(path, _CREATE, 0o600)
         try:
             written = os.write(descriptor, data)
@@ -188,12 +190,21 @@ class Spool:
         os.replace(f"{folder}/.{name}", f"{folder}/{name}")
 
     def copy(self, folder: str, name: str, source: Path) -> int:
-        """Copy a file in; gives its size in bytes."""
-        target = Path(folder, name)
-        make_folders(target.parent)
-        with open(source, "rb") as reader, open(os.open(target, _CREATE, 0o600), "wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            return writer.tell()
+        """Copy a file in, whole or not at all; gives its size in bytes."""
+        target = f"{folder}/{name}"
+        with open(source, "rb") as reader:
+            _make_folders_below(folder, target)
+            try:
+                with open(os.open(target, _CREATE, 0o600), "wb") as writer:
+                    shutil.copyfileobj(reader, writer, 1 << 20)
+                    writer.flush()
+                    if self.fsync:
+                        os.fsync(writer.fileno())
+                    return writer.tell()
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(target)  # what fills the disk is not left there
+                raise
 
     def set_aside(self, folder: Path) -> Path:
         """Move a trace out of the way that cannot be shipped; gives where it is now."""
@@ -206,7 +217,7 @@ class Spool:
 
     def note(self, record: bytes) -> Row:
         """Note a record whose payload is about to leave the spool. Raises `OSError`."""
-        with self._noting:
+        with self._guard:
             note = self._note
             if note is None or note.written >= NOTE_ROWS:
                 if note is not None:
@@ -217,14 +228,14 @@ class Spool:
 
     def row(self, path: str, at: int, length: int) -> Row | None:
         """The row at this place; None where its note is gone."""
-        with self._noting:
+        with self._guard:
             note = self._notes.get(path)
         return None if note is None else Row(note, at, length)
 
     def indexed(self, row: Row) -> None:
         """A record is in the index, or given up; with the last of them its note goes."""
         note = row.note
-        with self._noting:
+        with self._guard:
             note.done += 1
             if note.done < note.written:
                 return
@@ -243,7 +254,12 @@ class Spool:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the folder: close the lock without unlocking it, which in a child would unlock the parent's."""
+        """Let go of the folder, in a child too, where a thread of the parent's may hold what guards it."""
+        self._guard = threading.RLock()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the lock without unlocking it, which in a child would unlock the parent's."""
         if self._lock is not None:
             with suppress(OSError):
                 os.close(self._lock)
@@ -252,18 +268,17 @@ class Spool:
                 self._note.finish()
         self._lock = self.own = self._note = None
         self._notes = {}
-        self._noting = threading.Lock()
 
     def close(self) -> None:
         """Give up the folder; what is still in it is for another process."""
-        if self.own is None:
-            return
-        own = self.own
-        with suppress(OSError):
-            if os.listdir(own) == [LOCK]:
-                os.unlink(f"{own}/{LOCK}")
-                os.rmdir(own)
-        self.forget()
+        with self._guard:
+            if self.own is None:
+                return
+            with suppress(OSError):
+                if os.listdir(self.own) == [LOCK]:
+                    os.unlink(f"{self.own}/{LOCK}")
+                    os.rmdir(self.own)
+            self._let_go()
 
     def orphans(self) -> Iterator[Orphan]:
         """Folders of processes that died, one after the other, each locked by us until it is closed."""
@@ -289,13 +304,21 @@ class Orphan:
         self._lock = lock
         self.owner = _owner(folder)
         self.lost = 0
+        self.damaged: list[tuple[Path, DamagedArchive]] = []
 
     def parcels(self) -> Iterator[Parcel]:
-        """What is in it, the oldest first. Traces that were running are closed as errors."""
+        """What is in it, the oldest first. Traces that were running are closed as errors.
+
+        Those without a record are counted in `lost`, those whose record cannot be read are listed in `damaged`.
+        """
         for name in _in_order(self.folder):
             folder = self.folder / name
             if folder.is_dir() and not folder.is_symlink():
-                parcel = self._parcel(folder)
+                try:
+                    parcel = self._parcel(folder)
+                except DamagedArchive as error:
+                    self.damaged.append((folder, error))
+                    continue
                 if parcel is None:
                     self.lost += 1
                 else:
@@ -336,7 +359,7 @@ class Orphan:
     def _parcel(self, folder: Path) -> Parcel | None:
         try:
             record = decode_record(read_plain(folder / RECORD_NAME))
-        except (OSError, DamagedArchive):
+        except OSError:
             return None
         if (folder / IGNORED).exists():
             return Parcel(record, folder, kind="ignored")
@@ -348,14 +371,27 @@ class Orphan:
         return Parcel(record, folder)
 
 
-def save(spool: Spool, folder: str, files: Mapping[str, bytes], record: bytes) -> int:
-    """Write a trace's files, and then the record that makes it whole; gives the bytes written."""
+def save(spool: Spool, folder: str, files: Mapping[str, bytes], record: bytes, *, again: bool = False) -> int:
+    """Write a trace's files, and then the record that makes it whole; gives the bytes written.
+
+    `again`: an earlier record may be there, which has to stay until the new one takes its place.
+    """
     size = len(record)
     for name, data in files.items():
         spool.write(folder, name, data)
         size += len(data)
-    spool.write(folder, RECORD_NAME, record)
+    put = spool.replace if again else spool.write
+    put(folder, RECORD_NAME, record)
     return size
+
+
+def payload_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a trace with their names, without its record and what only the death of its process would need."""
+    left_out = {RECORD_NAME, f".{RECORD_NAME}", *(path.name for path in journals(folder).values())}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in left_out:
+            yield name, path
 
 
 def size_of(folder: Path) -> int:
@@ -402,6 +438,36 @@ def adopt(folder: Path) -> Orphan | None:
     except (OSError, DamagedArchive):  # it went away while we looked, or its lock is none
         return None
     return Orphan(folder, descriptor)
+
+
+def _begun(folder: Path) -> int | None:
+    """Make a folder for this process, and lock it; None where somebody took it for a dead one's meanwhile."""
+    folder.mkdir(mode=0o700)
+    descriptor = -1
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        if _lock(descriptor) and (folder / LOCK).exists():
+            os.write(descriptor, to_json({"pid": os.getpid(), "host": socket.gethostname()}))
+            return descriptor
+    except BaseException:  # a full disk, say: each trace tries it again
+        if descriptor >= 0:
+            os.close(descriptor)
+        with suppress(OSError):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _make_folders_below(folder: str, path: str) -> None:
+    """Make the folders that a file of a trace needs, but not the trace's own: the spool was removed where that is gone.
+
+    Made anew it would have no lock, and the trace that still runs would be taken for a dead process's.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the spool was removed", folder)
+    make_folders(os.path.dirname(path))
 
 
 def _lock(descriptor: int) -> bool:

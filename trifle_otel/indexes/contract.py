@@ -7,6 +7,8 @@ passes them; see `docs/drivers.md`.
 
 from __future__ import annotations
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +35,17 @@ def latest(records: Sequence[TraceRecord]) -> list[TraceRecord]:
         if old is None or supersedes(record, old):
             kept[record.reference] = record
     return list(kept.values())
+
+
+class ProcessLock:
+    """A lock that a forked child has anew: its parent's may be held by a thread that is not there."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __call__(self) -> threading.Lock:
+        """This process's."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
 class Index(ABC):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -22,9 +21,9 @@ except ImportError as error:
 
     raise MissingDependency(f"an index in MongoDB needs pymongo: pip install 'trifle-otel[mongo]' ({error})") from error
 
-from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable, TrifleError
+from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable, TrifleError, UsageError
 from trifle_otel.indexes import remote
-from trifle_otel.indexes.contract import Index, latest
+from trifle_otel.indexes.contract import Index, ProcessLock, latest
 from trifle_otel.indexes.mongo_documents import INDEXES, NEWEST_FIRST, TTL, document_of, filter_of, id_of, record_of
 from trifle_otel.indexes.remote import CONNECT_SECONDS, STATEMENT_SECONDS, Buckets, logger
 from trifle_otel.records import RUNNING, Query, TraceRecord
@@ -46,6 +45,7 @@ _NOT_ALLOWED = {_UNAUTHORIZED, 18, 8000}  # a wrong login, and Atlas's word for 
 _OTHERS_INDEX = {85, 86}  # there under another name, or another one under this name
 _NOT_IMPLEMENTED = 238
 _DUPLICATE = 11000
+_TOO_LARGE = {10334, 17419, 17420}  # an update, and what would come of it
 _REFUSALS = (errors.OperationFailure, BSONError, OverflowError, UnicodeError)
 _PASSING = (errors.AutoReconnect, errors.ExecutionTimeout)
 
@@ -81,7 +81,7 @@ class MongoIndex(Index):
         self._limits = _limits(url)
         self._name = collection
         self._buckets = Buckets(buckets)
-        self._lock = threading.Lock()  # guards _client and _pid
+        self._lock = ProcessLock()  # guards _client and _pid
         self._client: _Client | None = None
         self._pid = os.getpid()
         self._is_set_up = False
@@ -130,7 +130,7 @@ class MongoIndex(Index):
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
+        with self._lock():
             client, self._client = self._client_here(), None
         if client is not None:
             client.close()
@@ -168,8 +168,9 @@ class MongoIndex(Index):
                 raise
             except _REFUSALS as error:
                 if tried == _TRIES:
+                    kind = StoreUnavailable if _may_pass(error) else UsageError
                     said = _first_line(error)
-                    raise StoreUnavailable(f"{self!r} refuses the record of {record.reference}: {said}") from error
+                    raise kind(f"{self!r} refuses the record of {record.reference}: {said}") from error
                 plain = plain or _code(error) != _DUPLICATE
             else:
                 return
@@ -231,7 +232,7 @@ class MongoIndex(Index):
             raise StoreUnavailable(f"{self!r} cannot be used now: {error}") from error
 
     def _collection(self) -> Any:
-        with self._lock:
+        with self._lock():
             client = self._client_here()
             if client is None:
                 client = self._client = pymongo.MongoClient(
@@ -294,6 +295,11 @@ def _limits(url: str) -> dict[str, Any]:
 
 def _code(error: Exception) -> int | None:
     return error.code if isinstance(error, errors.OperationFailure) else None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a refusal may be of the server's state: what cannot be encoded, or is too large, is never taken."""
+    return isinstance(error, errors.OperationFailure) and error.code not in _TOO_LARGE
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timezone
@@ -26,7 +25,7 @@ except ImportError as error:  # the package, or the library that it loads
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable, TrifleError
 from trifle_otel.indexes import remote
-from trifle_otel.indexes.contract import Index, latest
+from trifle_otel.indexes.contract import Index, ProcessLock, latest
 from trifle_otel.indexes.postgres_table import Look, Rows, Table, search, tally
 from trifle_otel.indexes.remote import CONNECT_SECONDS, STATEMENT_SECONDS, Buckets, logger
 from trifle_otel.records import RUNNING, Query, TraceRecord
@@ -109,7 +108,7 @@ class PostgresIndex(Index):
         self._options = _options(url)
         self._table = Table(table)
         self._buckets = Buckets(buckets)
-        self._lock = threading.Lock()  # guards _idle and _pid
+        self._lock = ProcessLock()  # guards _idle and _pid
         self._idle: list[_Connection] = []
         self._pid = os.getpid()
         self._rows: Rows | None = None  # None: the table has not been looked at
@@ -267,7 +266,7 @@ class PostgresIndex(Index):
         except BaseException:
             connection.close()  # rolls back, and drops whatever state the failure has left
             raise
-        with self._lock:
+        with self._lock():
             idle = self._take_idle()
             if len(idle) < _MOST_IDLE:
                 idle.append(connection)
@@ -291,12 +290,12 @@ class PostgresIndex(Index):
         return _Connection.connect(self._url, autocommit=True, prepare_threshold=None, **self._options)
 
     def _idle_connection(self) -> _Connection | None:
-        with self._lock:
+        with self._lock():
             idle = self._take_idle()
             return idle.pop() if idle else None
 
     def _drop_idle(self) -> None:
-        with self._lock:
+        with self._lock():
             idle, self._idle = self._take_idle(), []
         for connection in idle:
             connection.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 from trifle_otel.errors import DamagedArchive, StoreUnavailable
 from trifle_otel.indexes import sqlite_rows as rows
-from trifle_otel.indexes.contract import Index, latest
+from trifle_otel.indexes.contract import Index, ProcessLock, latest
 from trifle_otel.indexes.sqlite_search import search, tally
 from trifle_otel.plain_files import make_folders
 from trifle_otel.records import Query, TraceRecord
@@ -56,7 +55,7 @@ class SQLiteIndex(Index):
         self.path = Path(path)
         self._timeout = timeout
         self._group = group
-        self._lock = threading.Lock()  # guards _idle and _pid
+        self._lock = ProcessLock()  # guards _idle and _pid
         self._idle: list[_Opened] = []
         self._pid = os.getpid()
 
@@ -127,7 +126,7 @@ class SQLiteIndex(Index):
 
     def close(self) -> None:
         """Close the connections that are idle; those in use close with their call's end."""
-        with self._lock:
+        with self._lock():
             idle, self._idle = self._take_idle(), []
         for each in idle:
             each.connection.close()
@@ -140,13 +139,19 @@ class SQLiteIndex(Index):
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """A connection within a read transaction; None where there is no index yet."""
-        if not self.path.exists():
+        if not self._is_there():
             yield None
             return
         with self._connection(create=False) as connection:
             connection.execute("BEGIN")
             yield connection
             connection.execute("COMMIT")
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:  # a folder above it that may not be opened, say
+            raise StoreUnavailable(f"cannot use the index {self.path}: {error.strerror}") from error
 
     @contextmanager
     def _connection(self, *, create: bool) -> Iterator[sqlite3.Connection]:
@@ -160,14 +165,14 @@ class SQLiteIndex(Index):
             if opened.identity is None:
                 opened.connection.close()
                 return
-            with self._lock:
+            with self._lock():
                 self._idle.append(opened)
 
     def _idle_connection(self) -> _Opened | None:
         """A connection to the file that is there now: it may have been deleted, or set aside and made anew."""
         identity = _identity(self.path)
         while True:
-            with self._lock:
+            with self._lock():
                 idle = self._take_idle()
                 if not idle:
                     return None

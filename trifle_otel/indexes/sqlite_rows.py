@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
-from trifle_otel.errors import ConfigurationError, UsageError
+from trifle_otel.errors import ConfigurationError, DamagedArchive, UsageError
 from trifle_otel.records import TraceRecord
 from trifle_otel.strict_json import clean_text, from_json, to_json
 
@@ -194,7 +194,16 @@ def row_of(record: TraceRecord) -> Row:
 
 
 def record_of(row: Sequence[Any]) -> TraceRecord:
-    """The record in a row of `COLUMNS`."""
+    """The record in a row of `COLUMNS`. Raises `DamagedArchive` for one that nobody put: the file may be others'."""
+    try:
+        return _record_of(row)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise DamagedArchive(
+            f"the row of trace {row[0]} cannot be read ({error}); `trifle-otel reindex` makes it anew from the archive"
+        ) from error
+
+
+def _record_of(row: Sequence[Any]) -> TraceRecord:
     (reference, key, segments, state, tags, meta, context, duration, counters, length, parts) = row[:11]
     first_at, last_at, retention, expires_at, bucket_name = row[11:]
     return TraceRecord(
@@ -204,9 +213,9 @@ def record_of(row: Sequence[Any]) -> TraceRecord:
         state=state,
         tags=tuple(_value(tags)),
         meta=_value(meta),
-        context=_value(context),
+        context=dict(_value(context)),
         duration=duration,
-        counters=_value(counters),
+        counters=dict(_value(counters)),
         length=length,
         parts=parts,
         first_at=time_of(first_at),

@@ -125,7 +125,7 @@ class FileStore(Store):
         """Every folder of a trace below a whole number of days."""
         for entry in _scan(self._root):
             if _RETENTION.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                yield from _traces(entry.path, int(entry.name), ())
+                yield from _traces(entry.path, int(entry.name))
 
     def rename(self, folder: Folder, local: str) -> bool:
         """Move a folder in by one rename, if that works at once; what is in the way is for `take` to find out."""
@@ -254,15 +254,22 @@ def _delete_files(path: str) -> None:
                 os.unlink(entry.path)
 
 
-def _traces(path: str, retention: int, above: tuple[str, ...]) -> Iterator[Folder]:
-    """The traces below `path`, which is the folder of the key's segments `above`."""
-    entries = _scan(path)
-    if len(above) > 1 and any(_OF_A_TRACE.fullmatch(entry.name) for entry in entries):
-        yield Folder(retention, "/".join(above[:-1]), above[-1])
-    for entry in entries:
-        # A trace's folder may hold more: another key goes through it where a caller's reference is one of its segments.
-        if entry.name != ARTIFACTS and entry.is_dir(follow_symlinks=False):
-            yield from _traces(entry.path, retention, (*above, entry.name))
+def _traces(path: str, retention: int) -> Iterator[Folder]:
+    """The traces below `path`, without recursion: others may nest folders deeper than Python nests calls."""
+    names: list[str] = []
+    levels = [iter(_scan(path))]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+            names = names[:-1]
+        elif entry.name != ARTIFACTS and entry.is_dir(follow_symlinks=False):
+            names.append(entry.name)
+            entries = _scan(entry.path)
+            if len(names) > 1 and any(_OF_A_TRACE.fullmatch(each.name) for each in entries):
+                yield Folder(retention, "/".join(names[:-1]), names[-1])
+            # It may hold more: another key goes through it where a caller's reference is one of its segments.
+            levels.append(iter(entries))
 
 
 def _files(path: str, prefix: str) -> Iterator[str]:
@@ -279,7 +286,7 @@ def _files_below(path: str, prefix: str) -> Iterator[str]:
 
 
 def _scan(path: str, *, missing_ok: bool = True) -> list[os.DirEntry[str]]:
-    """What a folder holds; nothing where it has gone meanwhile."""
+    """What a folder holds; nothing where it has gone meanwhile, or lies too deep for any trace."""
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -288,6 +295,8 @@ def _scan(path: str, *, missing_ok: bool = True) -> list[os.DirEntry[str]]:
             return []
         raise
     except OSError as error:
+        if missing_ok and error.errno == errno.ENAMETOOLONG:
+            return []
         raise _unavailable(error) from error
 
 
@@ -309,6 +318,8 @@ def _translated(path: str | None = None) -> Iterator[None]:
         if path is not None and missing:
             raise NotFound(f"{path} is not there") from error
         raise _unavailable(error) from error
+    except RecursionError as error:
+        raise DamagedArchive("a trace's artifacts are nested too deeply") from error
 
 
 def _unavailable(error: OSError) -> StoreUnavailable:

@@ -71,7 +71,7 @@ class StoreContract:
         with pytest.raises(NotFound):
             store.open(folder, "data_1.json.gz")
         store.write(folder, "data_1.json.gz", b"x")
-        for name in ("data_2.json.gz", "artifacts/data_1.json.gz", "data_1.json.gz/x"[:14] + "x"):
+        for name in ("data_2.json.gz", "artifacts/data_1.json.gz", "data_1.json.gzx"):
             with pytest.raises(NotFound):
                 store.open(folder, name)
 
