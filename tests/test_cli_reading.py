@@ -303,6 +303,22 @@ def test_stats_by_segment_and_by_time(read: Run) -> None:
     assert read("stats", "--top", "1").out.splitlines()[-1] == "and 4 more, --top shows them"
 
 
+def test_stats_counts_a_key_without_those_below_it(run: Run, own_folder: Path) -> None:
+    """A trace is in one line of the table, though a key may be a path that others lie below."""
+    keys = ["prices", "prices", "prices/landed", "prices/landed", "prices/landed", "prices/landed/one"]
+    with Archive.open("./traces") as archive:
+        archive.index.put([Trace(key, number=number).record() for number, key in enumerate(keys)])
+    for arguments in ([], ["--by", "segment", "prices"]):
+        top, *rows = run("stats", *arguments, "--json").objects
+        assert sum(row["traces"] for row in rows) == top["traces"] == 6
+        assert not any(row["partial"] for row in rows)
+    assert [(row["segment"], row["traces"]) for row in run("stats", "--json").objects[1:]] == [
+        ("prices/landed", 3),
+        ("prices", 2),
+        ("prices/landed/one", 1),
+    ]
+
+
 def test_stats_takes_filters_and_tells_wrong_use(read: Run) -> None:
     """What narrows a search narrows what is counted; nothing found is exit code 1."""
     assert read("stats", "--state", "error", "--tag", "product:9", "--json").objects[0]["traces"] == 1

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NoReturn
@@ -263,6 +264,23 @@ def test_the_file_appears_whole_or_not_at_all(run: Run, folder: Path, monkeypatc
         done = run("show", TODAY, "--html", wrong, "--archive", str(folder))
         assert (done.code, done.err.count("\n")) == (1, 1)
     assert run("show", TODAY, "--html", "x", "--json", "--archive", str(folder)).code == 2
+
+
+def test_what_is_no_file_stays_what_it_is(run: Run, folder: Path) -> None:
+    """A pipe gets the page, and a device such as /dev/null is not replaced by it; a link still leads where it led."""
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(Path("pipe").read_text, encoding="utf-8")
+        try:
+            assert run("show", TODAY, "--html", "pipe", "--archive", str(folder)).code == 0
+            assert Path("pipe").is_fifo()
+        finally:
+            os.close(os.open("pipe", os.O_RDWR | os.O_NONBLOCK))  # whatever happened, the reader is to end
+        assert read.result(10) == report(run, folder, TODAY).source
+    Path("link.html").symlink_to("linked.html")
+    assert run("show", TODAY, "--html", "link.html", "--archive", str(folder)).code == 0
+    assert Path("link.html").is_symlink()
+    assert Path("linked.html").is_file()
 
 
 def test_the_page_can_be_piped(run: Run, folder: Path) -> None:

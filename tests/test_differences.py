@@ -37,6 +37,17 @@ def test_other_texts_are_compared_between_equal_ends() -> None:
     ]
 
 
+def test_values_that_differ_in_their_spaces_alone() -> None:
+    """Their lines are the same: what differs is shown in the texts themselves."""
+    left, right = "[" + ",".join(["1"] * 40) + "]", "[" + ", ".join(["1"] * 40) + "]"
+    found = list(changes(left, right))
+    assert [(change.side, change.before + change.inner + change.after) for change in found] == [
+        (LEFT, left),
+        (RIGHT, right),
+    ]
+    assert found[0].inner != found[1].inner
+
+
 @given(st.text("ab", max_size=30), st.text("ab", max_size=30))
 def test_the_pieces_are_the_texts(left: str, right: str) -> None:
     """Whatever two texts are, their pieces make them up, and what comes before and after is the same in both."""

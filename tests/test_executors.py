@@ -6,8 +6,10 @@ import asyncio
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace as otel
@@ -50,6 +52,19 @@ def failing() -> None:
         trifle.trace("asking the bank")
         trifle.fail()
         raise ValueError("no rate")
+
+
+def leaving() -> None:
+    """A step that ends its process, as a pool takes it for granted that none does."""
+    trifle.trace("leaving")
+    raise SystemExit(3)
+
+
+def waiting_for(path: str) -> None:
+    """A step that says that it runs by a file, and ends once that is gone."""
+    Path(path).touch()
+    while Path(path).exists():
+        time.sleep(0.01)
 
 
 def shape(archive: Archive) -> list[tuple[int, str]]:
@@ -129,6 +144,15 @@ def test_a_processs_error_comes_home_with_what_it_recorded(archive: Archive, pro
     assert archive.search().records[0].state == "error"
 
 
+def test_an_exit_in_a_process_comes_home_too(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """What calls `sys.exit` is told to whoever asked, as by the pool itself, which goes on."""
+    with trifle.tracer("a/job"):
+        with pytest.raises(SystemExit):
+            submit(processes, leaving).result(20)
+        assert submit(processes, abs, -7).result(20) == 7
+    assert [message for _, message in shape(archive)] == ["leaving"]
+
+
 def test_secrets_from_a_process_are_screened_at_home(archive: Archive, processes: ProcessPoolExecutor) -> None:
     """What comes home goes the way of all lines."""
     with trifle.tracer("a/job"):
@@ -153,13 +177,23 @@ def test_lines_that_come_home_after_the_end_are_counted(archive: Archive, proces
         assert job.late >= 4
 
 
-def test_a_future_that_is_cancelled(archive: Archive, processes: ProcessPoolExecutor) -> None:
-    """Cancelling says what it says for the executor's own futures."""
+def test_a_future_that_is_cancelled(archive: Archive, processes: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Cancelling says what it says for the executor's own futures: what runs already runs on."""
+    file = tmp_path / "runs"
     with trifle.tracer("a/job"):
-        future = submit(processes, priced, 7)
-        if future.cancel():
-            with pytest.raises(CancelledError):
-                future.result()
+        futures = [submit(processes, waiting_for, str(file)) for _ in range(5)]  # some more than a pool takes at once
+        while not file.exists():
+            time.sleep(0.01)
+        assert futures[0].running()
+        assert not futures[0].cancel()
+        assert futures[-1].cancel()
+        assert futures[-1].cancelled()
+        while wait(futures, 0.02).not_done:
+            file.unlink(missing_ok=True)
+    assert futures[0].result() is None
+    assert not futures[0].running()
+    with pytest.raises(CancelledError):
+        futures[-1].result()
 
 
 def test_each_line_from_a_process_is_accounted_for_on_spans(processes: ProcessPoolExecutor) -> None:

@@ -196,6 +196,32 @@ def test_structlog(archive: Archive) -> None:
     assert seen[0]["trifle_trace_id"] == job.trace_id
 
 
+def test_fields_of_our_own_names_stop_no_record(archive: Archive, logger: logging.Logger) -> None:
+    """What structlog, or the job itself, hands to `logging` under our names counts, and raises nothing into the job."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("[%(trifle_reference)s] %(message)s %(days)s"))
+    logger.addHandler(handler)
+    integration.instrument(logger=logger)
+    processors: list[Any] = [integration.add_reference, structlog.stdlib.render_to_log_kwargs]
+    log = structlog.wrap_logger(logger, processors=processors)
+    try:
+        with trifle.tracer("a/job") as job:
+            log.warning("old rate", days=3)
+        logger.info("theirs", extra={"trifle_reference": "another", "days": 4})
+        logger.handle(logger.makeRecord("x", 20, "", 0, "made", (), None, extra={"trifle_trace_id": "1", "days": 5}))
+        integration.uninstrument()
+        logger.info("as ever", extra={"trifle_reference": "another", "days": 6})
+    finally:
+        logger.removeHandler(handler)
+    assert stream.getvalue().splitlines() == [
+        f"[{job.reference}] old rate 3",
+        "[another] theirs 4",
+        "[] made 5",
+        "[another] as ever 6",
+    ]
+
+
 def test_loguru(archive: Archive) -> None:
     """It takes our handler as it is."""
     number = loguru.logger.add(integration.TraceHandler(), format="{message}", catch=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +125,86 @@ def test_a_signal_ends_the_command_and_then_us(tmp_path: Path) -> None:
     assert record.state == "error"
 
 
+AT_A_TERMINAL = """
+import fcntl, os, sys, termios
+terminal = int(sys.argv[1])
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for number in range(3):
+    os.dup2(terminal, number)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+COUNTS_INTERRUPTS = """
+import os, signal, time
+ours, theirs = os.pipe()
+os.set_blocking(theirs, False)
+signal.set_wakeup_fd(theirs)
+signal.signal(signal.SIGINT, lambda *_: None)
+print("ready", flush=True)
+first = os.read(ours, 1)
+time.sleep(0.3)
+os.write(theirs, b"-")
+print("interrupts:", len(first + os.read(ours, 100)) - 1, flush=True)
+"""
+
+
+def test_a_terminals_interrupt_reaches_the_command_once(tmp_path: Path) -> None:
+    """Ctrl-C is the terminal's word to both: passed on again, it would be the second one, which many take for force."""
+    ours, theirs = pty.openpty()
+    command = ["-m", "trifle_otel", "run", "--", sys.executable, "-c", COUNTS_INTERRUPTS]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TRIFLE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_A_TERMINAL, str(theirs), *command],
+        cwd=tmp_path,
+        env=plain,
+        start_new_session=True,
+        pass_fds=[theirs],
+    )
+    os.close(theirs)
+    printed = b""
+    try:
+        while b"ready" not in printed:
+            printed += os.read(ours, 1000)
+        os.write(ours, b"\x03")
+        while re.search(rb"interrupts: \d", printed) is None:
+            printed += os.read(ours, 1000)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"interrupts: 1" in printed
+
+
+def test_whoever_has_read_enough_ends_the_command(tmp_path: Path) -> None:
+    """A pipe that is closed (`| head`) is one for the command too, which neither hangs nor prints on for nobody."""
+    program = "for number in range(200_000): print(number, flush=True)"
+    command = [sys.executable, "-m", "trifle_otel", "run", "--", sys.executable, "-c", program]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TRIFLE_")}
+    process = subprocess.Popen(command, cwd=tmp_path, env=plain, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert b"_copy" not in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(20) == 1
+    record, lines = only()
+    assert ("success", "0") in lines
+    assert ("warning", "BrokenPipeError: [Errno 32] Broken pipe") in lines
+    assert record.state == "error"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_what_cannot_be_printed_is_recorded(tmp_path: Path) -> None:
+    """A full disk behind the output ends neither the command nor its record; it is said."""
+    command = [sys.executable, "-m", "trifle_otel", "run", "--", "sh", "-c", "echo one; echo two; exit 4"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TRIFLE_")}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=plain, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 4
+    assert b"no longer printed: No space left on device" in done.stderr
+    assert only()[1] == [("success", "one"), ("success", "two"), ("error", "Exit code 4")]
+
+
 def archived(**changes: Any) -> str:
     """The reference of a job that was archived."""
     fields: dict[str, Any] = {
@@ -148,7 +230,7 @@ def test_rerun_prints_the_call(capsys: pytest.CaptureFixture[str]) -> None:
     reference = archived()
     assert main(["rerun", reference]) == 0
     assert capsys.readouterr().out == "shop.tasks.price(9, 'EUR', fast=True)\n"
-    assert main(["rerun", reference, "--as-json"]) == 0
+    assert main(["rerun", reference, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "system": "celery",
         "name": "shop.tasks.price",
@@ -156,6 +238,17 @@ def test_rerun_prints_the_call(capsys: pytest.CaptureFixture[str]) -> None:
         "kwargs": {"fast": True},
         "queue": "prices",
     }
+
+
+def test_rerun_prints_what_any_names_and_texts_hold(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python that can be run whatever arguments are called, and JSON that cannot steer a terminal."""
+    reference = archived(args=[], kwargs={"class": "\x9b31m\u202e", "a b": 1})
+    assert main(["rerun", reference]) == 0
+    assert capfd.readouterr().out == "shop.tasks.price(**{'class': '\\x9b31m\\u202e'}, **{'a b': 1})\n"
+    assert main(["rerun", reference, "--json"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.isascii()
+    assert json.loads(printed)["kwargs"] == {"class": "\x9b31m\u202e", "a b": 1}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +316,21 @@ def test_rerun_says_what_is_wrong_with_an_app(
     reference = archived()
     assert main(["rerun", reference, "--enqueue", *(["--app", app] if app else [])]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_rerun_says_in_one_line_that_a_broker_is_out_of_reach(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A framework's own exception is told as every command tells what failed."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    reference = archived()
+    (tmp_path / "unreachable_shop.py").write_text(
+        "class app:\n    def send_task(*given, **more):\n        raise RuntimeError('connection refused')\n"
+    )
+    assert main(["rerun", reference, "--enqueue", "--app", "unreachable_shop:app"]) == 1
+    said = capsys.readouterr().err
+    assert said == "trifle-otel: celery could not send shop.tasks.price: RuntimeError: connection refused\n"
 
 
 def test_rerun_of_another_framework_prints_the_call(

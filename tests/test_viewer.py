@@ -447,6 +447,64 @@ def test_a_page_that_has_not_changed_is_not_sent_again() -> None:
     assert "one more" in grown.text
 
 
+def test_a_page_that_would_be_another_is_sent_again() -> None:
+    """Not the record alone counts: the executions around it do, what could be read of it, and how the viewer is set."""
+    made = Archive(MemoryStore(), MemoryIndex())
+    first, second = viewing.price(1, minutes_ago=60), viewing.price(2, minutes_ago=30)
+    record = first.store(made)
+    client = Client(make_app(made))
+    url = f"/traces/{record.reference}"
+    alone = client.get(url)
+    second.store(made)
+    followed = client.get(url, if_none_match=alone.headers["etag"])
+    assert (followed.status, 'rel="next"' in followed.text) == (200, True)
+    linked = Client(make_app(made, Settings(links={"Jaeger": "https://x/{trace_id}"})))
+    assert "https://x/" in linked.get(url, if_none_match=followed.headers["etag"]).text
+    compared = f"/compare?left={first.reference}&right={second.reference}"
+    two = client.get(compared)
+    viewing.price(3, minutes_ago=10).store(made)
+    assert REFERENCE.format(3) in client.get(compared, if_none_match=two.headers["etag"]).text
+
+
+@pytest.mark.parametrize("url", [f"/traces/{LONG}", f"/compare?left={LONG}&right={LONG}"])
+def test_a_damaged_page_is_not_kept(url: str) -> None:
+    """What cannot be read now may be there later, of which the index says nothing."""
+    made = Archive(MemoryStore(), MemoryIndex())
+    record = viewing.long(600).store(made, parts=3)
+    whole = made.store.open(record.folder, "data_2.json.gz").read()
+    made.store.write(record.folder, "data_2.json.gz", b"nonsense")
+    client = Client(make_app(made))
+    damaged = client.get(url)
+    assert "part 2 of trace" in damaged.text
+    assert damaged.headers["cache-control"] == "no-store"
+    made.store.write(record.folder, "data_2.json.gz", whole)
+    again = client.get(url, if_none_match=damaged.headers.get("etag", ""))
+    assert (again.status, "part 2 of trace" in again.text) == (200, False)
+
+
+def test_an_empty_list_is_not_kept() -> None:
+    """Why nothing is there is asked of the store, of which the index knows nothing."""
+    made = Archive(MemoryStore(), MemoryIndex())
+    client = Client(make_app(made))
+    assert "No traces are here yet." in client.get("/").text
+    trace = viewing.price(1, minutes_ago=1)
+    made.store.write(trace.record().folder, "data_1.json.gz", encode_part(trace.entries))
+    assert "trifle-otel reindex" in client.get("/", if_none_match=client.get("/").headers.get("etag", "")).text
+
+
+def test_matches_follow_each_other_as_they_are_shown(client: Client) -> None:
+    """Where blocks ran at the same time, the next match is the one below, whatever its number is."""
+    seen, url = [], f"/traces/{MIXED}?q=shop&line=3"
+    for _ in range(10):
+        found = page(client, url)
+        seen.append(int(parse_qs(urlsplit(url).query)["line"][0]))
+        after = [attrs["href"] for tag, attrs in found.elements if attrs.get("class") == "match-after"]
+        if not after:
+            break
+        url = str(after[0]).partition("#")[0]
+    assert seen == [3, 11, 4, 13]
+
+
 def test_neighbours_and_relatives_are_linked(client: Client) -> None:
     """From a trace links lead to the executions of its key before and after it, to a comparison, to its trace id."""
     found = page(client, f"/traces/{REFERENCE.format(2)}")
@@ -468,10 +526,14 @@ def test_links_elsewhere_come_from_templates(archive: Archive) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", ["javascript:alert({trace_id})", "https://x/{nothing}", "https://x/", "https://x/{trace_id", "/{trace_id}"]
+    "link",
+    [
+        *("javascript:alert({trace_id})", "https://x/{nothing}", "https://x/", "https://x/{trace_id", "/{trace_id}"),
+        *("https://x/{trace_id:d}", "https://x/{trace_id:{width}}"),
+    ],
 )
 def test_a_template_that_cannot_be_a_link_is_refused(link: str) -> None:
-    """Only http and https, and only the placeholders that there are."""
+    """Only http and https, only the placeholders that there are, and only what can be filled in."""
     with pytest.raises(ConfigurationError, match="link"):
         Settings(links={"Jaeger": link})
 
@@ -810,6 +872,17 @@ def test_a_comparison_tells_what_it_could_not_read() -> None:
     assert "part_row_" in text
 
 
+def test_a_step_that_never_ended_is_compared_with_one_that_did() -> None:
+    """That is another state, and is said so: what was open to the end has no state of its own."""
+    ended, died = (
+        Trace("job", number=number, minutes_ago=number).opens("Loading").line("asking the catalogue")
+        for number in (1, 2)
+    )
+    ended.closes("None").entries.pop()  # nor did its result reach the archive
+    found = page(Client(make_app(in_memory(ended, died))), f"/compare?left={ended.reference}&right={died.reference}")
+    assert "success → never ended" in found.text
+
+
 def test_the_same_execution_twice_differs_in_nothing(client: Client) -> None:
     """An execution compared with itself has nothing to tell."""
     assert "Nothing differs" in page(client, f"/compare?left={FULL}&right={FULL}").text
@@ -1044,6 +1117,13 @@ def test_a_proxys_word_counts_where_it_comes_from_the_proxy(archive: Archive) ->
     assert Client(app, client="127.0.0.1").get("/", x_forwarded_user="ada").status == 401
 
 
+@pytest.mark.parametrize("token", ["", "schlüssel"])
+def test_a_token_that_protects_nothing_is_refused(token: str) -> None:
+    """An empty one, as of a variable that is not set, would let everybody in who gives none."""
+    with pytest.raises(ConfigurationError, match="token"):
+        Settings(token=token)
+
+
 def test_names_of_other_hosts_are_refused(archive: Archive) -> None:
     """A viewer without a token answers to its own names: a page elsewhere cannot lead its name here, and read."""
     client = Client(make_app(archive, Settings(hosts=frozenset({"localhost", "127.0.0.1", "::1"}))))
@@ -1181,6 +1261,21 @@ def test_traces_are_kept_within_a_bound(archive: Archive) -> None:
     assert sum(len(opened.entries) for opened in shelf._kept.values()) <= 3_000
 
 
+def test_what_was_found_is_kept_within_a_bound(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers about long traces are long: those that were asked for last are kept, up to a number of lines."""
+    from trifle_otel.arrangement import opened
+    from trifle_otel.viewer.finding import Finder
+
+    monkeypatch.setattr(finding, "MOST_LINES", 1_000)
+    finder = Finder(archive)
+    record = archive.find(LONG)
+    long = opened(record, archive.entries(record))
+    answers = {text: finder.find(long, text) for text in ("price", "item", "41", "42")}
+    assert finder.find(long, "42") is answers["42"]
+    assert finder.find(long, "price") is not answers["price"]
+    assert 0 < sum(len(kept.places) for kept in finder._kept.values()) <= 1_000
+
+
 def test_a_cursor_of_another_archive_is_taken(client: Client) -> None:
     """A cursor is a place in time: one that no trace has is a place between two."""
     moment = int(NOW.timestamp() - 600) * 10**9
@@ -1201,6 +1296,7 @@ def test_a_cursor_of_another_archive_is_taken(client: Client) -> None:
         (["--port", "99999"], "from 0 to 65535"),
         (["--proxy", "nobody"], "not the address of a proxy"),
         (["--replay", "ftp://x"], "ftp"),
+        (["--root-path", "traces"], "begins with a slash"),
     ],
 )
 def test_the_command_refuses_what_is_wrong(

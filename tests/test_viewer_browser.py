@@ -228,7 +228,7 @@ def test_folding(window: Watched) -> None:
 
 
 def test_finding(window: Watched) -> None:
-    """What is looked for is gone to on whatever page it is, marked, and from match to match by a key."""
+    """What is looked for is gone to on whatever page it is, marked, and from match to match by keys, over pages."""
     page = window.go(LONG)
     page.keyboard.press("/")
     page.keyboard.type("item 41")
@@ -239,7 +239,18 @@ def test_finding(window: Watched) -> None:
     page.keyboard.press("n")
     expect(page.locator(".is-found")).to_have_attribute("id", "L294")
     page.keyboard.press("n")
+    page.wait_for_url(re.compile(r"line=2872#L2872"))
+    for _ in range(11):
+        page.keyboard.press("n")
+    expect(page.locator(".is-found")).to_have_count(1)
+    last = page.locator(".is-found").get_attribute("id")
+    page.keyboard.press("n")  # there is no further one
+    expect(page.locator(".is-found")).to_have_attribute("id", str(last))
+    page.reload()
+    page.keyboard.press("p")
     page.wait_for_url(re.compile(r"line=294#L294"))
+    page.keyboard.press("p")
+    expect(page.locator(".is-found")).to_have_attribute("id", "L289")
     page.get_by_role("link", name="Only these lines").click()
     expect(page.locator(".ln.match")).to_have_count(14)
 
@@ -332,9 +343,14 @@ def test_a_running_trace_is_followed(browser: Browser, tmp_path: Path) -> None:
             grow(archive, trace, 2, "half of it")
             expect(page.get_by_text("half of it")).to_be_visible(timeout=10_000)
             expect(page.get_by_text("20 rows")).to_be_hidden()
+            page.get_by_label("Find in this trace", exact=True).last.focus()
             trace.closes("20").closes("done")
             archive.store.write(record.folder, "data_3.json.gz", encode_part(trace.entries[-4:]))
             archive.index.put([trace.record("success", parts=3)])
+            with page.expect_response(lambda response: response.status == 200, timeout=10_000):
+                pass  # the end has come, while somebody types
+            expect(page.locator(".title .state")).to_contain_text("running")
+            page.locator("main").focus()
             expect(page.locator(".title .state")).to_contain_text("success", timeout=10_000)
             expect(page.locator(".runs")).to_have_count(0)
             assert page.evaluate("document.body.dataset.refresh") == ""
@@ -357,8 +373,10 @@ def test_a_list_of_what_runs_is_followed(browser: Browser, tmp_path: Path) -> No
             context = browser.new_context(viewport=WIDE)  # type: ignore[arg-type]
             page = Watched(context, url).go("/")
             expect(page.locator(".trace")).to_have_count(1)
+            page.get_by_text("As a table").click()
             viewing.price(1, minutes_ago=0).store(archive)
             expect(page.locator(".trace")).to_have_count(2, timeout=15_000)
+            expect(page.get_by_role("table").get_by_text("Half took")).to_be_visible()  # what was unfolded stays so
             context.close()
 
 

@@ -387,7 +387,33 @@ def test_a_wsgi_application_that_raises(archive: Archive) -> None:
     assert trifle.current() is None
 
 
+def answers(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """A WSGI application."""
+    del environ
+    start_response("200 OK", [])
+    return [b"hello"]
+
+
+def test_a_route_that_cannot_be_found_stops_no_request() -> None:
+    """What `route` raises is its own fault: the request is served, untraced, and the fault is told."""
+    faults: list[BaseException] = []
+    archive = trifle.configure("memory:", error_handler=faults.append)
+
+    def route(environ: dict[str, Any]) -> Any:
+        raise KeyError(environ["PATH_INFO"])
+
+    app = wsgi.TraceMiddleware(answers, route=route)
+    body = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/orders"}, lambda *_: None)
+    assert list(body) == [b"hello"]
+    assert traces(archive) == {}
+    assert [type(fault) for fault in faults] == [KeyError]
+
+
 def test_without_configuration_requests_pass() -> None:
-    """Neither an archive nor an SDK: the middleware is not there."""
+    """Neither an archive nor an SDK: the middleware is not there, and no route is looked for."""
     with TestClient(fast_application()) as client:
         assert client.get("/orders/7").json() == {"number": 7}
+    asked: list[Any] = []
+    app = wsgi.TraceMiddleware(answers, route=asked.append)  # type: ignore[arg-type]
+    assert list(app({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: None)) == [b"hello"]
+    assert asked == []

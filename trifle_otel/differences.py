@@ -38,7 +38,8 @@ class Change(NamedTuple):
 def changes(left: str, right: str, *, around: int | None = None) -> Iterator[Change]:
     """Two texts as what differs in them. `around`: characters of what is the same that are kept; None: all of it."""
     both = _lines(left), _lines(right)
-    if both[0] and both[1] and max(map(len, both)) > 1:
+    spaces_alone = left != right and both[0] == both[1]
+    if both[0] and both[1] and max(map(len, both)) > 1 and not spaces_alone:
         yield from _by_lines(*both)
         return
     start, end = _equal_ends(left, right)

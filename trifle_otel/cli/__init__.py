@@ -35,10 +35,10 @@ def _run(arguments: list[str]) -> int:
         code = _command(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _drop_output()
+        drop_output(sys.stdout)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read it has enough
-        _drop_output()
+        drop_output(sys.stdout)
         return DONE
     except UsageError as error:
         return _fail(error, MISUSED)
@@ -70,7 +70,7 @@ def _fail(error: Exception, code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_output()
+        drop_output(sys.stdout)
     sys.stderr.write(f"trifle-otel: {visible(' '.join(str(error).split()))}\n")
     return code
 
@@ -82,10 +82,10 @@ def _be_able_to_print(*streams: TextIO) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_output() -> None:
+def drop_output(stream: TextIO) -> None:
     """Nobody reads the output any more: keep the interpreter from waiting or complaining when it ends."""
     try:
-        output = sys.stdout.fileno()
+        output = stream.fileno()
     except OSError:  # replaced by what is no file
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

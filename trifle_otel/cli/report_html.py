@@ -47,7 +47,7 @@ _KNOWN_STATES = (SUCCESS, WARNING, ERROR, RUNNING, "debug")
 
 
 def write_report(archive: Archive, record: TraceRecord, entries: Entries, path: str, *, full: bool = False) -> None:
-    """Write the page, whole or not at all. `path` may be `-`. Raises `OSError` where it cannot be written."""
+    """Write the page, a file whole or not at all. `path` may be `-`. Raises `OSError` where it cannot be written."""
     page = Report(archive, opened(record, entries), full=full).page()
     if path == "-":
         sys.stdout.buffer.writelines(piece.encode(errors="backslashreplace") for piece in page)
@@ -55,6 +55,11 @@ def write_report(archive: Archive, record: TraceRecord, entries: Entries, path: 
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file")
+    if target.exists() and not target.is_file():  # a pipe, a device: nothing may take its place
+        with open(target, "wb") as stream:
+            stream.writelines(piece.encode(errors="backslashreplace") for piece in page)
+        return
+    target = target.resolve()  # what a link leads to is written, not the link
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as stream:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
+from json import dumps
+from keyword import iskeyword
 from typing import Any, NamedTuple
 
 from trifle_otel.cli.finding import resolve
 from trifle_otel.cli.options import Flag, Place, opened
+from trifle_otel.cli.pager import print_json
 from trifle_otel.cli.visible import visible
-from trifle_otel.errors import UsageError
+from trifle_otel.errors import TrifleError, UsageError
 from trifle_otel.records import TraceRecord
 
 REDACTED = "[redacted:"
@@ -29,7 +31,7 @@ class Call(NamedTuple):
 
 
 def rerun(
-    reference: str, *, enqueue: Flag = False, app: str | None = None, as_json: Flag = False, place: Place | None = None
+    reference: str, *, enqueue: Flag = False, app: str | None = None, json: Flag = False, place: Place | None = None
 ) -> int:
     """Print the call that a job was, with its arguments as they were; or send it to its framework again.
 
@@ -44,13 +46,16 @@ def rerun(
     app
         With --enqueue: what to send it with, as `module:name`: a Celery app, an RQ queue, a Dramatiq broker, a Huey
         instance; for Django's tasks what sets Django up, such as `shop.wsgi:application`.
-    as_json
+    json
         Print it as JSON.
     """
     with opened(place) as archive:
         call = call_of(resolve(archive, reference))
     if not enqueue:
-        print(json.dumps(call._asdict(), ensure_ascii=False) if as_json else visible(python_of(call)))
+        if json:
+            print_json(sys.stdout, call._asdict())
+        else:
+            print(visible(python_of(call)))
         return 0
     if app is None:
         raise UsageError("--enqueue needs --app module:name, which says what to send the job with")
@@ -69,7 +74,7 @@ def call_of(record: TraceRecord) -> Call:
             f"{record.reference} had arguments that JSON does not hold as they were; they are shown by"
             f" `trifle-otel show {record.reference}`"
         )
-    if REDACTED in json.dumps(meta, ensure_ascii=False):
+    if REDACTED in dumps(meta, ensure_ascii=False):
         raise UsageError(f"{record.reference} had arguments that were redacted: nobody knows them any more")
     args, kwargs = (meta.get("args"), meta.get("kwargs")) if isinstance(meta, dict) else (meta, {})
     if not isinstance(args, list | None) or not isinstance(kwargs, dict):
@@ -82,7 +87,7 @@ def python_of(call: Call) -> str:
     """The call as Python: `shop.tasks.price(9, 'EUR', fast=True)`."""
     given = [repr(value) for value in call.args]
     given += [
-        f"{name}={value!r}" if name.isidentifier() else f"**{{{name!r}: {value!r}}}"
+        f"{name}={value!r}" if name.isidentifier() and not iskeyword(name) else f"**{{{name!r}: {value!r}}}"
         for name, value in call.kwargs.items()
     ]
     return f"{call.name}({', '.join(given)})"
@@ -105,7 +110,10 @@ def load(path: str) -> Any:
 
 
 def send(call: Call, app: Any) -> str:
-    """Send the job; gives the id of the new one. Raises `UsageError` for a framework that cannot be sent to here."""
+    """Send the job; gives the id of the new one.
+
+    Raises `UsageError` for a framework that cannot be sent to here, and `TrifleError` where the framework could not.
+    """
     sender = _SENDERS.get(call.system)
     if sender is None:
         others = ", ".join(_SENDERS)
@@ -114,6 +122,10 @@ def send(call: Call, app: Any) -> str:
         return str(sender(call, app))
     except AttributeError as error:
         raise UsageError(f"what --app names is not what {call.system} sends jobs with: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # its broker is out of reach, say
+        raise TrifleError(f"{call.system} could not send {call.name}: {type(error).__name__}: {error}") from error
 
 
 def _celery(call: Call, app: Any) -> Any:

@@ -19,7 +19,9 @@ from cyclopts import Parameter
 from opentelemetry import propagate
 
 import trifle_otel as trifle
+from trifle_otel.cli import drop_output
 from trifle_otel.cli.options import Place
+from trifle_otel.cli.terminal import complain
 from trifle_otel.configuration import default_index
 from trifle_otel.errors import UsageError
 from trifle_otel.integrations.executors import carry
@@ -106,21 +108,31 @@ def _run(command: tuple[str, ...], reference: str) -> int:
 
 
 def _copy(source: IO[bytes], target: TextIO, state: str) -> None:
-    """Print what comes, and record it line by line."""
+    """Record what comes line by line, and print it."""
     while line := source.readline(_LONGEST):
         text = line.decode("utf-8", "backslashreplace")
-        target.write(text)
-        target.flush()
         trifle.trace(text.rstrip("\r\n"), state=state)
+        try:
+            target.write(text)
+            target.flush()
+        except BrokenPipeError:  # whoever read it has enough: the command learns of it as it would without us
+            drop_output(target)
+            source.close()
+            return
+        except OSError as error:  # a full disk, say
+            drop_output(target)
+            complain(f"the command's output is recorded, and no longer printed: {error.strerror or error}")
 
 
 @contextmanager
 def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
     """Signals that end us end the command instead, and we end after it."""
+    at_terminal = _is_in_front()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
-        child.send_signal(number)
+        if number != signal.SIGINT or not at_terminal:  # a second one makes many programs drop their tidying up
+            child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
@@ -128,3 +140,17 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_in_front() -> bool:
+    """Whether a terminal interrupts us when Ctrl-C is pressed: then it interrupts the command too."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)

@@ -38,8 +38,7 @@ TEXT_FOLD = 4_000  # of everything else: tracebacks are to be read
 MAX_INDENT = 24  # levels
 HEAD = "■ "
 _TIME_WIDTH = 9
-_OFFLOADED = "part_row_"
-_MARKS = {WARNING: "!", ERROR: "✗"}
+MARKS = {WARNING: "!", ERROR: "✗"}
 
 
 def show(
@@ -163,7 +162,7 @@ class Texts:
 
     def _media(self, entry: Entry) -> list[str]:
         amount = "size unknown" if entry.size is None else size(entry.size)
-        if not is_offloaded(entry):
+        if not entry.offloaded:
             return [visible(f"artifact {entry.message} ({amount})")]
         if not self.full:
             return [f"… ({amount}, --full shows it)"]
@@ -192,7 +191,7 @@ class Lines:
         level = entry.level if "level" in entry.stored else self.outline.depth(place)
         prefix: list[Piece] = [
             (f"{place + 1:>{self.number_width}} ", "dim"),
-            (_MARKS.get(entry.state, " "), STYLES.get(entry.state, "")),
+            (MARKS.get(entry.state, " "), STYLES.get(entry.state, "")),
             (f"{self._time(place):>{_TIME_WIDTH}}  ", "cyan"),
             ("  " * min(level, MAX_INDENT), ""),
         ]
@@ -219,11 +218,6 @@ class Lines:
         if owner is not None and owner.result == place:
             return "green"
         return "dim" if entry.state == "debug" or (owner is not None and owner.closed == place) else ""
-
-
-def is_offloaded(entry: Entry) -> bool:
-    """Whether it stands for a message that is stored as a file beside: artifacts of callers have no level."""
-    return entry.message.startswith(_OFFLOADED) and "level" in entry.stored
 
 
 def block_time(block: Block) -> str:

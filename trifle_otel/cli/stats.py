@@ -19,13 +19,14 @@ from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, fitted, st
 from trifle_otel.cli.visible import count, duration, visible, when, zone
 from trifle_otel.encoding import format_time
 from trifle_otel.errors import UsageError
-from trifle_otel.records import ERROR, RUNNING, SUCCESS, TRACE_STATES, WARNING, Query
-from trifle_otel.tallies import SLOTS, Slot, Tally, moment_of, percentile
+from trifle_otel.records import ERROR, RUNNING, SUCCESS, TRACE_STATES, WARNING, Query, TraceRecord
+from trifle_otel.tallies import SLOTS, Slot, Tally, moment_of, percentile, tally_records
 
 By = Literal["key", "segment", "time"]
 
 LOOKED_AT = 5_000
-"""Of so many of the newest traces the keys are taken that the table is made of."""
+"""Of so many of the newest traces the keys are taken that the table is made of; a key that others lie below is
+counted among those alone."""
 LABEL, BESIDE = 9, 10
 """Cells beside a chart: its name, and the highest value."""
 PLAIN_WIDTH = 80
@@ -124,19 +125,24 @@ def _rows(archive: Archive, filters: Filters, query: Query, tally: Tally, by: By
             for start, slot in tally.slots.items()
         )
         return list(periods)[::-1], 0
-    names = _names(archive, filters, query, by)
+    newest = list(filters.records(archive, LOOKED_AT))
+    names = _names(newest, query, by)
     rows = []
     for name in names[:top]:
-        found = archive.index.tally(replace(query, segment=name), slots=1)
+        if any(other.startswith(f"{name}/") for other in names):  # to an index a segment is all that lies below it, too
+            own = [record for record in newest if record.key == name]
+            found = tally_records(own, slots=1, partial=len(newest) == LOOKED_AT)
+        else:
+            found = archive.index.tally(replace(query, segment=name), slots=1)
         rows.append(Row(visible(name), name, None, None, found.total, found.partial, found.sampled))
     return sorted(rows, key=lambda row: -row.slot.traces), max(len(names) - top, 0)
 
 
-def _names(archive: Archive, filters: Filters, query: Query, by: By) -> list[str]:
-    """The keys, or the segments right below the path, of the newest traces; those of the most traces first."""
+def _names(newest: Sequence[TraceRecord], query: Query, by: By) -> list[str]:
+    """The keys, or the segments right below the path, of these traces; those of the most traces first."""
     counted: Counter[str] = Counter()
     depth = len(query.segment.split("/")) + 1 if query.segment else 1
-    for record in filters.records(archive, LOOKED_AT):
+    for record in newest:
         counted[record.key if by == "key" else "/".join(record.key.split("/")[:depth])] += 1
     return [name for name, _ in counted.most_common()]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any
 
 from trifle_otel.archive import Archive
@@ -13,9 +12,9 @@ from trifle_otel.cli.filters import Filters
 from trifle_otel.cli.finding import resolve
 from trifle_otel.cli.listing import ONE_LINE, cells_of, print_cells, two_lines
 from trifle_otel.cli.options import Flag, Place, opened
-from trifle_otel.cli.show import HEAD, MAX_INDENT, Texts
+from trifle_otel.cli.show import HEAD, MARKS, MAX_INDENT, Texts
 from trifle_otel.cli.terminal import STYLES, Piece, Screen, complain, state_label
-from trifle_otel.cli.visible import count, duration, json_line, visible
+from trifle_otel.cli.visible import count, duration, json_line, visible, when
 from trifle_otel.configuration import default_bump_every
 from trifle_otel.encoding import record_fields
 from trifle_otel.errors import NotFound, StoreUnavailable, UsageError
@@ -28,7 +27,6 @@ LONGEST_PAUSE = 30.0
 wait = time.sleep
 """What passes the time between two looks."""
 _PIPED = (20, 40, 27, 9, 6, 30, 26)
-_MARKS = {WARNING: "!", ERROR: "✗"}
 
 
 def tail(
@@ -214,7 +212,7 @@ class _LinePrinter:
         return None
 
     def _line(self, entry: Entry, took: int | None) -> None:
-        clock = f"{_local(entry.at):%H:%M:%S}"
+        clock = when(entry.at).rpartition(" ")[2]
         shown = ("", "") if clock == self.clock else (clock, "dim")
         if took is not None:
             shown = (duration(took), "cyan")
@@ -223,7 +221,7 @@ class _LinePrinter:
         style = _style(entry)
         prefix: list[Piece] = [
             (f"{self.number:>4} ", "dim"),
-            (_MARKS.get(entry.state, " "), STYLES.get(entry.state, "")),
+            (MARKS.get(entry.state, " "), STYLES.get(entry.state, "")),
             (f"{shown[0]:>9}  ", shown[1]),
             ("  " * min(entry.level, MAX_INDENT), ""),
         ]
@@ -243,10 +241,3 @@ def _style(entry: Entry) -> str:
     if entry.state == "debug" or entry.message.endswith(CLOSED):
         return "dim"
     return {"head": "bold", "media": "magenta"}.get(entry.type, "")
-
-
-def _local(moment: datetime) -> datetime:
-    try:
-        return moment.astimezone()
-    except (OverflowError, ValueError, OSError):  # the year 1 or 9999, at its edge
-        return moment

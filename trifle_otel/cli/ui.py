@@ -54,6 +54,8 @@ def ui(
     root_path
         The path that a reverse proxy serves it at.
     """
+    if root_path and not root_path.startswith("/"):
+        raise UsageError(f"--root-path {root_path!r} is not allowed; it begins with a slash, as in /traces")
     hosts = _hosts(host, protected=bool(token or user_header))
     try:
         import uvicorn

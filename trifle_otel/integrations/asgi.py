@@ -49,7 +49,8 @@ class TraceMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        attempt = start_request(_request(scope), self.options) if scope["type"] in ("http", "websocket") else None
+        traced = scope["type"] in ("http", "websocket")
+        attempt = start_request(lambda: _request(scope), self.options) if traced else None
         if attempt is None:
             await self.app(scope, receive, send)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -143,10 +143,11 @@ class _Away:
         root = tracer("away", mode="deferred")._begin(Runtime(self.settings, collecting))
         assert root is not None  # there is a sink
         recording = root.recording
-        value = error = None
+        value: Any = None
+        error: BaseException | None = None
         try:
             value = self.function(*args, **kwargs)
-        except Exception as raised:
+        except BaseException as raised:  # `sys.exit()` too, which a pool gives back as any other
             error = raised
         for frame in reversed(list(recording.open)):
             frame.close(frame.state, None)
@@ -237,16 +238,38 @@ def _packed(
     return _Collected(packed, frames, collecting.artifacts, recording.state, tags, value, error)
 
 
+class _Home(Future[Any]):
+    """A future of the plain result: it runs, and can be cancelled, when the pool's own does, and can."""
+
+    def __init__(self, pools: Future[Any]) -> None:
+        super().__init__()
+        self._pools = pools
+
+    def running(self) -> bool:
+        """Whether the function is being called, or what it recorded is being put into the trace."""
+        return super().running() or (self._pools.running() and not self.done())
+
+    def cancel(self) -> bool:
+        """Cancel the call, if it has not begun."""
+        return self._pools.cancel()
+
+    def be_cancelled(self) -> None:
+        """Be what the pool's own future has become."""
+        super().cancel()
+
+
 def _brought_home(inner: Future[Any], frame: Frame) -> Future[Any]:
     """A future of the plain result, done once the lines are where they belong."""
-    outer: Future[Any] = Future()
+    outer = _Home(inner)
 
     def done(finished: Future[Any]) -> None:
+        if finished.cancelled():
+            outer.be_cancelled()
         if not outer.set_running_or_notify_cancel():
             return
         try:
             collected = finished.result()
-        except (CancelledError, Exception) as error:
+        except BaseException as error:  # whatever it is: raised here, it would end the pool's own thread
             outer.set_exception(error)
             return
         try:

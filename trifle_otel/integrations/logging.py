@@ -10,10 +10,11 @@ import logging
 import threading
 import traceback
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from trifle_otel.calls import current
 from trifle_otel.frames import RAW, TEXT, current_frame, put
+from trifle_otel.integrations.patching import Patches
 from trifle_otel.records import DEBUG, ERROR, SUCCESS, WARNING
 from trifle_otel.runtime import runtime
 from trifle_otel.values import text_of
@@ -92,6 +93,7 @@ def instrument(*, level: int | str = logging.INFO, logger: logging.Logger | None
     target.addHandler(handler)
     _handler = (target, handler)
     _mark_all()
+    _patches.put(logging.Logger, "makeRecord", _with_extra)
 
 
 def uninstrument() -> None:
@@ -101,6 +103,7 @@ def uninstrument() -> None:
         target, handler = _handler
         target.removeHandler(handler)
         _handler = None
+    _patches.take_back()
     if _factory is not None:
         ours, before = _factory
         if logging.getLogRecordFactory() is ours:  # else somebody wrapped it in their own, which goes on to ask ours
@@ -135,6 +138,7 @@ def record_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
 
 _handler: tuple[logging.Logger, TraceHandler] | None = None
 _factory: tuple[Any, Any] | None = None  # ours, and the one that it asks
+_patches = Patches()
 
 
 def _mark_all() -> None:
@@ -149,6 +153,24 @@ def _mark_all() -> None:
 
     _factory = (marked, before)
     logging.setLogRecordFactory(marked)
+
+
+def _with_extra(make: Any, logger: logging.Logger, *args: Any, **kwargs: Any) -> logging.LogRecord:
+    """Make a record whose `extra` may have our two names: what has a mark already, `logging` refuses with `KeyError`.
+
+    `add_reference` puts them there, where structlog hands an event's fields on as `extra`.
+    """
+    extra = kwargs.get("extra", args[8] if len(args) > 8 else None)
+    if not extra or (REFERENCE not in extra and TRACE_ID not in extra):
+        return cast(logging.LogRecord, make(logger, *args, **kwargs))
+    rest = {name: value for name, value in extra.items() if name not in (REFERENCE, TRACE_ID)}
+    if "extra" in kwargs:
+        kwargs["extra"] = rest
+    else:
+        args = (*args[:8], rest, *args[9:])
+    record: logging.LogRecord = make(logger, *args, **kwargs)
+    vars(record).update({name: extra[name] for name in (REFERENCE, TRACE_ID) if name in extra})
+    return record
 
 
 def _mark(record: logging.LogRecord) -> None:

@@ -11,15 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from trifle_otel.errors import MissingDependency
-from trifle_otel.integrations.attempts import Attempt, Job, Options, start
+from trifle_otel.integrations.attempts import Attempt, Job, Options, because, end, start
 from trifle_otel.integrations.patching import Patches
 
 try:
+    import procrastinate.middleware  # noqa: F401 - not there before 3.9, whose workers cannot be told of ours
     from procrastinate.exceptions import JobAborted
     from procrastinate.worker import Worker
 except ModuleNotFoundError as missing:
     raise MissingDependency(
-        f"tracing Procrastinate's jobs needs Procrastinate: pip install procrastinate ({missing})"
+        f"tracing Procrastinate's jobs needs Procrastinate 3.9 or later: pip install 'procrastinate>=3.9' ({missing})"
     ) from missing
 
 _options: Options | None = None
@@ -108,9 +109,13 @@ def _started(context: Any, worker: Any) -> Attempt | None:
 
 
 def _failed(attempt: Attempt, context: Any, error: BaseException) -> None:
+    end(attempt, lambda: _end_as(attempt, context, error), error)  # a retry strategy is the user's, and may raise
+
+
+def _end_as(attempt: Attempt, context: Any, error: BaseException) -> None:
     if isinstance(error, JobAborted | asyncio.CancelledError):
         attempt.cancel("aborted, or the worker ends")
     elif context.task is not None and context.task.get_retry_exception(exception=error, job=context.job) is not None:
-        attempt.retry(f"{type(error).__name__}: {error}", error)
+        attempt.retry(because(error), error)
     else:
         attempt.fail(error)

@@ -54,15 +54,19 @@ class WebOptions:
     retention: int | None = None
 
 
-def start_request(request: Request, options: WebOptions) -> Attempt | None:
-    """Start tracing a request, here and now; None where it is not traced. Never raises."""
+def start_request(describe: Callable[[], Request], options: WebOptions) -> Attempt | None:
+    """Start tracing a request, here and now; None where it is not traced. Never raises.
+
+    `describe` is asked only where there is anything to record into: looking for a route takes its time.
+    """
     if not is_wanted():
         return None
     try:
+        request = describe()
         if options.select is not None and not options.select(request):
             return None
         return begin(lambda alone: _tracer(request, options, alone), request.headers)
-    except Exception as error:  # a callable of the user's: the request is served untraced
+    except Exception as error:  # a callable of the user's, a request that is no usual one: it is served untraced
         runtime().troubles.report("a request could not be traced", error)
         return None
 

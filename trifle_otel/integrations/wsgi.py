@@ -49,7 +49,7 @@ class TraceMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request."""
-        attempt = start_request(self._request(environ), self.options)
+        attempt = start_request(lambda: self._request(environ), self.options)
         if attempt is None:
             return self.app(environ, start_response)
         try:

@@ -31,7 +31,6 @@ _STEP = 1_000  # nanoseconds between two lines of one second, where no more is k
 _LAST_NS = 2**63 - 1
 _MORE = 64  # bytes that are read beyond what is shown, so that it is seen to be shortened
 _NAME = 8 * names.MAX_NAME  # bytes that are read for the name of a span
-_OFFLOADED = "part_row_"
 _EXCEPTION = "Exception: "
 _TYPE = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -100,11 +99,11 @@ class ArchivedLines:
         if entry.type == "raw" or (owner is not None and owner.result == place):
             return "raw"
         if entry.type == "media":
-            return "text" if _is_offloaded(entry) else max(entry.size or 0, 0)
+            return "text" if entry.offloaded else max(entry.size or 0, 0)
         return "head" if entry.type == "head" else "text"
 
     def _lies_beside(self, entry: Entry) -> bool:
-        return self._read is not None and _is_offloaded(entry)
+        return self._read is not None and entry.offloaded
 
     def _text(self, entry: Entry, most: int | None) -> tuple[str, int]:
         """A message, or a little more than `most` bytes of its beginning, and how many bytes all of it has."""
@@ -182,11 +181,6 @@ def _times(entries: Sequence[Entry], first_ns: int) -> list[int]:
             before = ns
         times.append(min(max(ns, 0), _LAST_NS))
     return times
-
-
-def _is_offloaded(entry: Entry) -> bool:
-    """Whether it stands for a message that lies beside the trace: artifacts of callers have no level."""
-    return entry.type == "media" and entry.message.startswith(_OFFLOADED) and "level" in entry.stored
 
 
 def _size(text: str) -> int:

@@ -18,7 +18,7 @@ from trifle_otel.outline import Block
 from trifle_otel.records import RESULT, TraceRecord
 from trifle_otel.unfolding import Beside, read_beside
 from trifle_otel.viewer import lines
-from trifle_otel.viewer.site import Site, etag, unless_known
+from trifle_otel.viewer.site import Site, not_kept, unless_known
 from trifle_otel.viewer.templates import page
 from trifle_otel.viewer.texts import preview
 from trifle_otel.viewer.urls import urls_of
@@ -72,17 +72,21 @@ def compare_page(site: Site, request: Request) -> Response:
     left, right = (site.archive.find(params.get(side, "").strip()) for side in ("left", "right"))
     start = params.get("from", "0")
     start_at = int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 0
-    tag = etag(request.url.path, request.url.query, left, right)
-    return unless_known(request, tag, lambda: _page(site, request, left, right, start_at))
+    others = _others(site, left, right)
+    tag = site.etag(request, left, right, [(other.reference, other.state) for other in others])
+    return unless_known(request, tag, lambda: _page(site, request, left, right, others, start_at))
 
 
-def _page(site: Site, request: Request, left: TraceRecord, right: TraceRecord, start: int) -> Response:
+def _page(
+    site: Site, request: Request, left: TraceRecord, right: TraceRecord, others: Sequence[TraceRecord], start: int
+) -> Response:
     traces = site.shelf.open(left), site.shelf.open(right)
     beside = [_read_beside(site, trace) for trace in traces]
     both = _execution(traces[0], beside[0]), _execution(traces[1], beside[1])
     found = comparison.compare(*both)
     rows = list(islice(_rows(found, both), start, start + PAGE + 1))
     urls = urls_of(request.scope)
+    troubles = _troubles(traces, beside)
     first = found.first_result
     values = {
         "left": left,
@@ -95,12 +99,13 @@ def _page(site: Site, request: Request, left: TraceRecord, right: TraceRecord, s
         "first": None if first is None else _row(first, 0, both, first),
         "path": _path(first),
         "amounts": _amounts(found),
-        "others": _others(site, left, right),
+        "others": others,
         "url": lambda side, number: urls.trace((left, right)[side].reference, line=number),
         "omitted": sum(each.omitted for each in beside),
-        "troubles": _troubles(traces, beside),
+        "troubles": troubles,
     }
-    return page(request.scope, "compare.html", values)
+    made = page(request.scope, "compare.html", values)
+    return not_kept(made) if troubles else made
 
 
 def _read_beside(site: Site, trace: Opened) -> Beside:
@@ -203,7 +208,8 @@ def _side(execution: Execution, place: int | None, block: Block | None) -> Side 
     text = preview(block.message if block else entry.message, SHORT * 2)
     took = block.duration_ns if block else None
     result = preview(_result(execution, block), SHORT) if block else ""
-    return Side(place + 1, text, duration(took) if took else "", result, block.state if block else entry.state)
+    state = entry.state if block is None else block.state if block.closed is not None else "never ended"
+    return Side(place + 1, text, duration(took) if took else "", result, state)
 
 
 def _result(execution: Execution, block: Block | None) -> str:

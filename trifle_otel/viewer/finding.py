@@ -16,7 +16,8 @@ from trifle_otel.unfolding import read_beside
 
 MOST_BESIDE, MOST_BESIDE_FILES = 16_000_000, 100
 """Bytes and files of what is stored beside a trace that are looked into."""
-MOST_KEPT = 32
+MOST_KEPT, MOST_LINES = 32, 1_000_000
+"""Answers that are kept, and lines in all of them together."""
 AROUND = 60
 """Characters of a text that are shown before and after what was found in it."""
 
@@ -58,8 +59,9 @@ class Finder:
         if not found.troubles and not trace.entries.damaged:  # what is missing now may be there later
             with self._lock:
                 self._kept[key] = found
-                while len(self._kept) > MOST_KEPT:
-                    self._kept.popitem(last=False)
+                lines = sum(len(each.places) for each in self._kept.values())
+                while self._kept and (len(self._kept) > MOST_KEPT or lines > MOST_LINES):
+                    lines -= len(self._kept.popitem(last=False)[1].places)
         return found
 
     def _found(self, trace: Opened, text: str) -> Matches:

@@ -13,7 +13,7 @@ from trifle_otel.records import ERROR, RUNNING, SUCCESS, WARNING, Page, TraceRec
 from trifle_otel.viewer import searching
 from trifle_otel.viewer.charts import Charts, charts
 from trifle_otel.viewer.searching import Filters
-from trifle_otel.viewer.site import Overview, Site, etag, unless_known
+from trifle_otel.viewer.site import Overview, Site, not_kept, unless_known
 from trifle_otel.viewer.templates import page
 from trifle_otel.viewer.urls import Urls, urls_of
 
@@ -61,12 +61,12 @@ def list_page(site: Site, request: Request) -> Response:
     except UsageError as error:
         return _page(request, filters, told=f"{error}", status=400)
     silent = [site.silent(record) for record in found.records]
-    tag = etag(request.url.path, request.url.query, filters, found, overview, silent)
+    tag = site.etag(request, filters, found, overview, silent)
     return unless_known(request, tag, lambda: _found_page(site, request, filters, found, overview))
 
 
 def _found_page(site: Site, request: Request, filters: Filters, found: Page, overview: Overview) -> Response:
-    return _page(
+    made = _page(
         request,
         filters,
         silent=site.silent,
@@ -75,6 +75,7 @@ def _found_page(site: Site, request: Request, filters: Filters, found: Page, ove
         nothing="" if found.records else _nothing(site, filters),
         refresh=any(not record.finished for record in found.records),
     )
+    return made if found.records else not_kept(made)
 
 
 def _page(

@@ -44,8 +44,8 @@ class Settings:
     bump_every: float = 15
 
     def __post_init__(self) -> None:
-        if self.token is not None and not self.token.isascii():
-            raise ConfigurationError("the token may only hold ASCII characters")
+        if self.token is not None and not (self.token and self.token.isascii()):
+            raise ConfigurationError("the token must be one or more ASCII characters")
         for address in self.proxies:
             _check_address(address)
         for name, template in self.links.items():
@@ -72,7 +72,9 @@ def _check_link(name: str, template: str) -> None:
         raise ConfigurationError(f"the link {name!r} must begin with http:// or https://, not as {template!r}")
     try:
         named = {placeholder for _, placeholder, _, _ in string.Formatter().parse(template) if placeholder is not None}
-    except ValueError as error:
+        if named <= set(PLACEHOLDERS):
+            template.format(**dict.fromkeys(PLACEHOLDERS, ""))
+    except (ValueError, LookupError) as error:
         raise ConfigurationError(f"the link {name!r} is no template: {error}") from error
     if not named or not named <= set(PLACEHOLDERS):
         allowed = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -63,6 +64,7 @@ class Site:
         self.shelf = Shelf(archive)
         self.finder = Finder(archive)
         self._clock = clock
+        self._own = secrets.token_hex(8)
         self._lock = threading.Lock()  # guards _overviews
         self._overviews: OrderedDict[Filters, tuple[float, Overview]] = OrderedDict()
 
@@ -97,6 +99,14 @@ class Site:
         """How long a running trace has not been heard of, in words; empty where there is nothing to say."""
         return told(record, self.settings.bump_every)
 
+    def etag(self, request: Request, *shown: object) -> str:
+        """What changes whenever a page would: `shown` is all that it shows which changes by itself.
+
+        Settings, templates and the release are a process's own, and so is this.
+        """
+        parts = (self._own, request.url.path, request.url.query, shown)
+        return f'W/"{blake2b(repr(parts).encode(errors="backslashreplace"), digest_size=12).hexdigest()}"'
+
     def trace(self, request: Request) -> TraceRecord:
         """The trace that a request names. Raises `NotFound`."""
         return self.archive.find(request.path_params["reference"])
@@ -107,15 +117,17 @@ def _most(values: Iterable[str]) -> list[tuple[str, int]]:
     return sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:10]
 
 
-def etag(*parts: object) -> str:
-    """What changes whenever a page would."""
-    return f'W/"{blake2b(repr(parts).encode(errors="backslashreplace"), digest_size=12).hexdigest()}"'
-
-
 def unless_known(request: Request, tag: str, make: Callable[[], Response]) -> Response:
     """A page, or that the one which the browser has is still right."""
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": tag})
     response = make()
-    response.headers["etag"] = tag
+    if "cache-control" not in response.headers:
+        response.headers["etag"] = tag
+    return response
+
+
+def not_kept(response: Response) -> Response:
+    """A page that may soon be another one, though the index does not say so: what could not be read is there, say."""
+    response.headers["cache-control"] = "no-store"
     return response

@@ -19,7 +19,7 @@ from trifle_otel.references import segments
 from trifle_otel.strict_json import to_json
 from trifle_otel.viewer import lines, neighbours
 from trifle_otel.viewer.finding import Matches
-from trifle_otel.viewer.site import Site, etag, unless_known
+from trifle_otel.viewer.site import Site, not_kept, unless_known
 from trifle_otel.viewer.templates import page, short
 from trifle_otel.viewer.urls import Urls, urls_of
 from trifle_otel.wording import call, duration, visible
@@ -75,11 +75,46 @@ def trace_page(site: Site, request: Request) -> Response:
     """The page."""
     record = site.trace(request)
     asked = Asked.of(request)
-    tag = etag(request.url.path, request.url.query, record, site.silent(record))
-    return unless_known(request, tag, lambda: _page(site, request, record, asked))
+    around = Around.of(site, record)
+    tag = site.etag(request, record, site.silent(record), around.states)
+    return unless_known(request, tag, lambda: _page(site, request, record, around, asked))
 
 
-def _page(site: Site, request: Request, record: TraceRecord, asked: Asked) -> Response:
+@dataclass(frozen=True, slots=True)
+class Around:
+    """Other traces that a trace's page leads to.
+
+    Attributes:
+        others: those of the same trace id, the newest, as many as are shown.
+        before: the execution of the same key before it.
+        after: the one after it.
+        last_success: what a failed one is best compared with, where that is not the one before.
+    """
+
+    others: list[TraceRecord]
+    before: TraceRecord | None
+    after: TraceRecord | None
+    last_success: TraceRecord | None
+
+    @classmethod
+    def of(cls, site: Site, record: TraceRecord) -> Around:
+        """Looks for them."""
+        same_id = site.archive.search(trace_id=record.trace_id, limit=MOST_RELATED + 1) if record.trace_id else None
+        others = [other for other in same_id.records if other.reference != record.reference] if same_id else []
+        before = neighbours.before(site.archive, record)
+        success = None
+        if record.state == ERROR and before is not None and before.state == ERROR:
+            success = neighbours.before(site.archive, record, state="success")
+        return cls(others[:MOST_RELATED], before, neighbours.after(site.archive, record), success)
+
+    @property
+    def states(self) -> list[tuple[str, str] | None]:
+        """What is shown of them that changes."""
+        each = (*self.others, None, self.before, self.after, self.last_success)
+        return [None if other is None else (other.reference, other.state) for other in each]
+
+
+def _page(site: Site, request: Request, record: TraceRecord, around: Around, asked: Asked) -> Response:
     trace = site.shelf.open(record)
     urls = urls_of(request.scope)
     matches = site.finder.find(trace, asked.find) if asked.find else Matches()
@@ -95,10 +130,15 @@ def _page(site: Site, request: Request, record: TraceRecord, asked: Asked) -> Re
         "refresh": None if record.finished else REFRESH_SECONDS,
         "may_replay": site.settings.replay is not None and record.finished,
         **_about(site, urls, record, trace),
+        "others": around.others,
+        "before": around.before,
+        "after": around.after,
+        "last_success": around.last_success,
         **_navigation(urls, record, trace, asked, shown, matches),
         "window": shown,
     }
-    return page(request.scope, "trace.html", values)
+    made = page(request.scope, "trace.html", values)
+    return not_kept(made) if trace.entries.damaged or matches.troubles else made
 
 
 def _places(trace: Opened, asked: Asked, matches: Sequence[int]) -> Sequence[int]:
@@ -109,8 +149,6 @@ def _places(trace: Opened, asked: Asked, matches: Sequence[int]) -> Sequence[int
 
 def _about(site: Site, urls: Urls, record: TraceRecord, trace: Opened) -> dict[str, object]:
     """What is around the lines."""
-    others = site.archive.search(trace_id=record.trace_id, limit=MOST_RELATED + 1).records if record.trace_id else []
-    before = neighbours.before(site.archive, record)
     names = segments(record.key)
     crumbs = [(name.rpartition("/")[2], urls.list({"path": name})) for name in names]
     return {
@@ -128,20 +166,9 @@ def _about(site: Site, urls: Urls, record: TraceRecord, trace: Opened) -> dict[s
             for name, template in site.settings.links.items()
             if record.trace_id
         ],
-        "others": [other for other in others if other.reference != record.reference][:MOST_RELATED],
-        "before": before,
-        "after": neighbours.after(site.archive, record),
-        "last_success": _last_success(site, record, before),
         "artifacts": [(place + 1, trace.entries[place]) for place in trace.artifacts[:MOST_ARTIFACTS]],
         "more_artifacts": max(len(trace.artifacts) - MOST_ARTIFACTS, 0),
     }
-
-
-def _last_success(site: Site, record: TraceRecord, before: TraceRecord | None) -> TraceRecord | None:
-    """What a failed one is best compared with, where that is not the one before."""
-    if record.state != ERROR or before is None or before.state != ERROR:
-        return None
-    return neighbours.before(site.archive, record, state="success")
 
 
 def _navigation(
@@ -149,7 +176,6 @@ def _navigation(
 ) -> dict[str, object]:
     """Where one can go from here within the trace."""
     reference = record.reference
-    errors = sum(trace.entries[place].state == ERROR or _fails(trace, place) for place in trace.problems)
     amounts = {ALL: len(trace.entries), OVERVIEW: None, PROBLEMS: len(trace.problems)}
     names = {ALL: "All lines", OVERVIEW: "Overview", PROBLEMS: "Errors and warnings"}
     views = [
@@ -164,30 +190,25 @@ def _navigation(
     first = trace.first_error
     return {
         "views": views,
-        "errors": errors,
         "first_error": None if first is None else urls.trace(reference, asked.params(view=None), line=first + 1),
-        "matches": _matches(urls, reference, asked, matches),
+        "matches": _matches(urls, reference, asked, shown, matches),
         "pages": _pages(urls, reference, asked, shown),
         "fold_url": urls.trace(reference, asked.params(fold=None if asked.folded else 1, line=asked.line)),
         "line_url": lambda number: urls.trace(reference, line=number),
         "whole_url": lambda number: urls.line(reference, number, {"q": asked.find}),
-        "self_url": urls.trace(reference, asked.params(line=asked.line)),
     }
-
-
-def _fails(trace: Opened, place: int) -> bool:
-    block = trace.outline.opening(place)
-    return block is not None and block.state == ERROR
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was looked for: how often it is there, where else, and what was not looked into."""
+    """What was looked for: how often it is there, where else (on other pages too), and what was not looked into."""
 
     amount: int
     here: int
     before: str | None
     after: str | None
+    before_page: str | None
+    after_page: str | None
     only: str
     everything: str
     clear: str
@@ -195,29 +216,53 @@ class Found:
     troubles: list[str]
 
 
-def _matches(urls: Urls, reference: str, asked: Asked, matches: Matches) -> Found | None:
+def _matches(urls: Urls, reference: str, asked: Asked, shown: lines.Window, matches: Matches) -> Found | None:
     if not asked.find:
         return None
     numbers = [place + 1 for place in matches.places]
-    current = asked.line or 0
-    here = next((index for index, number in enumerate(numbers) if number >= current), 0) if asked.line else -1
-    before = numbers[here - 1] if numbers and here > 0 else None
-    after = numbers[here + 1] if here + 1 < len(numbers) else None
+    here = _here(numbers, asked.line)
+    first, last = _on_page(numbers, shown)
 
-    def at(number: int | None) -> str | None:
-        return None if number is None else urls.trace(reference, asked.params(view=None), line=number)
+    def at(place: int) -> str | None:
+        if not 0 <= place < len(numbers):
+            return None
+        return urls.trace(reference, asked.params(view=None), line=numbers[place])
 
     return Found(
         len(numbers),
         here + 1,
-        at(before),
-        at(after),
+        at(here - 1),
+        at(here + 1),
+        at(first - 1),
+        at(last + 1),
         urls.trace(reference, asked.params(view=MATCHES)),
         urls.trace(reference, asked.params(view=None)),
         urls.trace(reference, asked.params(view=None, q=None, line=asked.line)),
         matches.omitted,
         matches.troubles[:MOST_TROUBLES],
     )
+
+
+def _on_page(numbers: Sequence[int], shown: lines.Window) -> tuple[int, int]:
+    """Which of the lines that were found are on the page that is shown: the first and the last of them.
+
+    Where none is, what lies before and after the page is before and after these two all the same.
+    """
+    on_page = {row.number for row in shown.rows if row.kind != "around"}
+    places = [place for place, number in enumerate(numbers) if number in on_page]
+    if places:
+        return places[0], places[-1]
+    before = sum(number < min(on_page, default=0) for number in numbers)
+    return before, before - 1
+
+
+def _here(numbers: Sequence[int], line: int | None) -> int:
+    """Which of the lines that were found a line is, or the one next to it; -1 where none is asked for."""
+    if line is None:
+        return -1
+    if line in numbers:  # in the order in which they are shown, which need not be that of their numbers
+        return numbers.index(line)
+    return next((place for place, number in enumerate(numbers) if number >= line), 0)
 
 
 @dataclass(frozen=True, slots=True)

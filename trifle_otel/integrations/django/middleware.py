@@ -14,7 +14,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.signals import got_request_exception
 from django.urls import Resolver404, get_resolver
 
-from trifle_otel.integrations.attempts import Attempt, is_wanted
+from trifle_otel.integrations.attempts import Attempt
 from trifle_otel.integrations.django.options import given
 from trifle_otel.integrations.django.streams import trace_to_its_end
 from trifle_otel.integrations.web import Request, answered, gone, start_request
@@ -80,13 +80,7 @@ class TraceMiddleware:
         _note(request, exception)
 
     def _started(self, request: Any) -> Attempt | None:
-        if not is_wanted():  # before the route is looked for
-            return None
-        try:
-            attempt = start_request(_described(request), self.options)
-        except Exception as error:  # a request that is no usual one, as tests make them: it is served untraced
-            runtime().troubles.report("a request could not be traced", error)
-            return None
+        attempt = start_request(lambda: _described(request), self.options)
         if attempt is not None:
             setattr(request, _ERROR, None)
         return attempt

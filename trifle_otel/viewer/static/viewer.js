@@ -8,7 +8,9 @@
 
   // What a block, or the value of a line, is called: it is known again by it when the page comes anew.
   function name(details) {
-    return details.id || details.dataset.fold || details.closest(".ln")?.id;
+    if (details.id || details.dataset.fold) return details.id || details.dataset.fold;
+    const line = details.closest(".ln[id]");
+    return line ? `${line.id}.${$$("details", line).indexOf(details)}` : null;
   }
 
   // Lines are made visible when one is led to them, however deep they are folded.
@@ -41,19 +43,12 @@
 
   // The next or previous of some lines, as seen from the one that was gone to last.
   function step(lines, by) {
-    if (!lines.length) return null;
     const at = lines.findIndex((line) => line.classList.contains("is-found"));
-    const from = at >= 0 ? at + by : by > 0 ? nextBelow(lines) : lines.length - 1;
-    return lines[from] ?? null;
-  }
-
-  function nextBelow(lines) {
-    const target = $(":target");
-    if (target) {
-      const after = lines.findIndex((line) => target.compareDocumentPosition(line) & Node.DOCUMENT_POSITION_FOLLOWING);
-      if (after >= 0) return after;
-    }
-    return 0;
+    if (at >= 0) return lines[at + by] ?? null;
+    const target = $(".lines :target");
+    const side = by > 0 ? Node.DOCUMENT_POSITION_FOLLOWING : Node.DOCUMENT_POSITION_PRECEDING;
+    const there = target ? lines.filter((line) => target.compareDocumentPosition(line) & side) : lines;
+    return there.at(by > 0 ? 0 : -1) ?? null;
   }
 
   function goTo(line) {
@@ -72,8 +67,18 @@
     return line.closest("summary") ? line.closest(".blk") : line;
   }
 
+  function matches() {
+    return $$(".lines .match:not(.around-row)").map(holder);
+  }
+
   function follow(selector) {
     $(selector)?.click();
+  }
+
+  // To the first match after this page, or the last one before it.
+  function goBeyond(selector) {
+    const url = $(selector)?.dataset.beyond;
+    if (url) location.href = url;
   }
 
   const keys = {
@@ -84,12 +89,12 @@
       line ? goTo(line) : follow(".to-error");
     },
     n: () => {
-      const line = step($$(".lines .match").map(holder), 1);
-      line ? goTo(line) : follow(".match-after");
+      const line = step(matches(), 1);
+      line ? goTo(line) : goBeyond(".match-after");
     },
     p: () => {
-      const line = step($$(".lines .match").map(holder), -1);
-      line ? goTo(line) : follow(".match-before");
+      const line = step(matches(), -1);
+      line ? goTo(line) : goBeyond(".match-before");
     },
     f: () => fold(isFolded()),
     "[": () => follow('.pager a[rel="prev"]'),
@@ -152,19 +157,20 @@
         const date = Date.parse(response.headers.get("date"));
         if (date) ahead = Date.now() - date;
         if (response.status === 200) {
-          etag = response.headers.get("etag");
-          replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+          const replaced = replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+          if (replaced) etag = response.headers.get("etag");
         }
       } catch {} // out of reach now: it is tried again
     }
     setTimeout(refresh, seconds * 1000);
   }
 
+  // Gives whether it did: not while somebody types, and then the same page is asked for again.
   function replace(page) {
     const [old, fresh] = [$("#live"), $("#live", page)];
-    if (!old || !fresh || old.contains($("input:focus, select:focus"))) return;
+    if (!old || !fresh || old.contains($("input:focus, select:focus"))) return false;
     const states = new Map($$("details", old).map((block) => [name(block), block.open]));
-    const focused = document.activeElement?.closest?.("[id]")?.id;
+    const focused = document.activeElement?.closest?.(".lines [id]")?.id;
     const atEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 40;
     old.replaceWith(document.adoptNode(fresh));
     for (const block of $$("details", fresh)) if (changed.has(name(block))) block.open = states.get(name(block)) ?? block.open;
@@ -174,6 +180,7 @@
     localTimes();
     tick();
     if (atEnd && $(".lines")) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+    return true;
   }
 
   document.addEventListener("click", (event) => {
