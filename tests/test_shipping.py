@@ -249,6 +249,36 @@ def test_what_waits_for_long_is_dropped_and_counted(tmp_path: Path) -> None:
     setup.delivery.shutdown(5)
 
 
+def test_a_disk_that_drops_slowly_holds_up_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While what is too old goes from a slow disk, jobs end as ever; and it waits until it is gone."""
+    removing, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Any, ignore_errors: bool = False) -> None:
+        removing.set()
+        assert go_on.wait(60)
+        remove(path, ignore_errors=ignore_errors)
+
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    setup = Setup(tmp_path, spool_age=0.05)
+    setup.store.fault = unavailable
+    setup.record("jobs/old")
+    flushed: list[bool] = []
+    flushing = threading.Thread(target=lambda: flushed.append(trifle.flush(60)))
+    flushing.start()
+    assert removing.wait(60)
+    setup.store.fault = lambda: None
+    setup.record("jobs/new")
+    assert flushing.is_alive()
+    go_on.set()
+    flushing.join(60)
+    assert flushed == [True]
+    assert setup.troubles.counts["traces were dropped: they had waited longer than `spool_age` allows"] == 1
+    assert trifle.flush(60)
+    assert setup.keys() == ["jobs/new"]
+    setup.delivery.shutdown(5)
+
+
 def test_what_was_let_go_of_is_shipped_in_order(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a long queue most is on disk alone; all of it arrives, in order, whole, and is counted while it waits."""
     monkeypatch.setattr(backlog, "KEPT", 5)

@@ -157,27 +157,42 @@ class Backlog:
             since=item.since,
         )
 
-    def drop(self) -> str | None:
-        """Give up the oldest, on disk too; tells what it was: `trace`, `part` (of a running trace) or `row`.
+    def take_above(self, limit: float) -> list[Parcel | Stub]:
+        """Take out the oldest of what is more than so many bytes, but for the last."""
+        taken: list[Parcel | Stub] = []
+        while self.size > limit and len(self) > 1:
+            taken += self._take_oldest()
+        return taken
 
-        None where nothing waits, or what went held nothing.
-        """
+    def take_older(self, moment: float, most: int) -> list[Parcel | Stub]:
+        """Take out what has waited since before a moment of the monotonic clock."""
+        taken: list[Parcel | Stub] = []
+        while len(taken) < most and (oldest := self.oldest) is not None and oldest < moment:
+            taken += self._take_oldest()
+        return taken
+
+    def _take_oldest(self) -> list[Parcel | Stub]:
         bump, item = self._first_bump(), self._first_item()
-        if bump is not None and (item is None or bump.since < item.since):
-            self._pop_bump()
-            for name in bump.names:
-                if bump.local is not None:
+        is_bump = bump is not None and (item is None or bump.since < item.since)
+        oldest = self._pop_bump() if is_bump else self._pop()
+        return [] if oldest is None else [oldest]
+
+    def give_up(self, item: Parcel | Stub) -> str | None:
+        """Give up what was taken out, on disk too; tells what it was: `trace`, `part` (of a running trace) or `row`.
+
+        None where it held nothing. It may take as long as the disk does.
+        """
+        if isinstance(item, Parcel) and item.kind == BUMP:
+            for name in item.names:
+                if item.local is not None:
                     with suppress(OSError):
-                        os.unlink(bump.local / name)
-            return "part" if bump.names else None
-        oldest = self._pop()
-        if oldest is None:
-            return None
-        self._give_up_row(oldest)
-        if oldest.stored:
+                        os.unlink(item.local / name)
+            return "part" if item.names else None
+        self._give_up_row(item)
+        if item.stored:
             return "row"
-        if oldest.local:
-            shutil.rmtree(oldest.local, ignore_errors=True)
+        if item.local:
+            shutil.rmtree(item.local, ignore_errors=True)
         return "trace"
 
     def _give_up_row(self, item: Parcel | Stub) -> None:

@@ -113,12 +113,13 @@ class Shipper:
             if not parcel.queued:
                 self._backlog.put(parcel)
                 parcel.queued = True
-            dropped = self._drop_above_limit()
+            too_much = self._backlog.take_above(self.limit - self._under_way)
             if self._thread is None:
                 self._start()
         if not self._wake.is_set():
             self._wake.set()
-        self._report(dropped, TOO_MUCH)
+        if too_much:
+            self._drop(too_much, TOO_MUCH)
 
     def flush(self, timeout: float) -> bool:
         """Ship all that waits; True when it is done within `timeout` seconds."""
@@ -190,25 +191,18 @@ class Shipper:
     def _pending(self) -> bool:
         return bool(len(self._backlog) or self._batch or self._unindexed)
 
-    def _drop_above_limit(self) -> Counter[str | None]:
-        dropped: Counter[str | None] = Counter()
-        over = self._backlog.size + self._under_way - self.limit
-        while over > 0 and len(self._backlog) > 1:
-            before = self._backlog.size
-            dropped[self._backlog.drop()] += 1
-            over -= before - self._backlog.size
-        return dropped
-
-    def _drop_above_age(self) -> Counter[str | None]:
-        dropped: Counter[str | None] = Counter()
+    def _drop_above_age(self) -> None:
         before = time.monotonic() - self.age
-        with self._state:
-            while (oldest := self._backlog.oldest) is not None and oldest < before:
-                dropped[self._backlog.drop()] += 1
-        return dropped
+        while True:
+            with self._state:  # until it is given up it waits, as a batch does
+                too_old = self._batch = self._backlog.take_older(before, BATCH)
+            if not too_old:
+                return
+            self._drop(too_old, TOO_OLD)
 
-    def _report(self, dropped: Counter[str | None], why: str) -> None:
-        for what, amount in dropped.items():
+    def _drop(self, items: list[Parcel | Stub], why: str) -> None:
+        """Not under `_state`: a disk that takes its time must hold up no job."""
+        for what, amount in Counter(map(self._backlog.give_up, items)).items():
             if what is not None:
                 self.troubles.report(_DROPPED.get(what, why), amount=amount)
 
@@ -241,7 +235,7 @@ class Shipper:
             while self._ship_own() and not self._stopping and self._adopt_some():
                 pass
         if self._pause:
-            self._report(self._drop_above_age(), TOO_OLD)
+            self._drop_above_age()
             self._asked = False  # it has been tried
             self._end_adoption()
         if self._adopter is not None and self._adoption is None:

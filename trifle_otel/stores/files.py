@@ -247,7 +247,7 @@ def _source(path: Path) -> BinaryIO:
 def _delete_files(path: str) -> None:
     artifacts = os.path.join(path, ARTIFACTS)
     if _is_folder(artifacts):
-        shutil.rmtree(artifacts)  # follows no links
+        _remove_folder(artifacts)
     for entry in sorted(_scan(path, missing_ok=False), key=lambda entry: entry.name == "record.json"):
         if not entry.is_dir(follow_symlinks=False):
             with suppress(FileNotFoundError):
@@ -279,10 +279,27 @@ def _files(path: str, prefix: str) -> Iterator[str]:
 
 
 def _files_below(path: str, prefix: str) -> Iterator[str]:
-    yield from _files(path, prefix)
-    for entry in _scan(path):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(entry.path, f"{prefix}{entry.name}/")
+    """Names of all files below, without recursion, as `_traces` goes."""
+    todo = [(path, prefix)]
+    while todo:
+        folder, before = todo.pop()
+        yield from _files(folder, before)
+        todo += [(each.path, f"{before}{each.name}/") for each in _scan(folder) if each.is_dir(follow_symlinks=False)]
+
+
+def _remove_folder(path: str) -> None:
+    """Remove a folder and all that is in it, without recursion. Links are not followed."""
+    folders = [path]
+    for folder in folders:
+        for entry in _scan(folder):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+    for folder in reversed(folders):
+        with suppress(FileNotFoundError):
+            os.rmdir(folder)
 
 
 def _scan(path: str, *, missing_ok: bool = True) -> list[os.DirEntry[str]]:
@@ -318,8 +335,6 @@ def _translated(path: str | None = None) -> Iterator[None]:
         if path is not None and missing:
             raise NotFound(f"{path} is not there") from error
         raise _unavailable(error) from error
-    except RecursionError as error:
-        raise DamagedArchive("a trace's artifacts are nested too deeply") from error
 
 
 def _unavailable(error: OSError) -> StoreUnavailable:
