@@ -65,6 +65,7 @@ def run_job(job: Any, *args: Any) -> Any:
 
 async def run_coroutine_job(job: Any, *args: Any) -> Any:
     """What executors call in place of APScheduler's function of this name."""
+    _ship_at_end_of(os.getpid())
     return await _run_coroutine_job(_Traced(job), *args)
 
 
@@ -136,7 +137,7 @@ class _Traced:
 
 @lru_cache(maxsize=1)
 def _ship_at_end_of(pid: int) -> None:
-    """Have this process ship as it ends, once: one of a pool that forks calls no exit handlers before Python 3.13."""
+    """Have this process ship as it ends: those of a pool that forks call no exit handlers before Python 3.13."""
     del pid
     Finalize(None, ship_before_exit, exitpriority=0)
 

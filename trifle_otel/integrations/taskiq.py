@@ -26,6 +26,7 @@ except ModuleNotFoundError as missing:
     raise MissingDependency(f"tracing Taskiq's tasks needs Taskiq: pip install taskiq ({missing})") from missing
 
 _raised: dict[int, BaseException] = {}  # of tasks that run here, by the id of their message
+_running: set[Attempt] = set()
 _options: Options | None = None
 _patches = Patches()
 
@@ -61,13 +62,17 @@ def uninstrument() -> None:
 
 
 async def _listen(listen: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A worker's process, before its first task: it looks for what dead processes left, and ships as it ends itself.
-
-    That is once the broker is shut down, by when plain functions have returned that Taskiq did not wait for.
-    """
+    """A worker's process, before its first task: it looks for what dead processes left."""
     prepare()
-    Finalize(None, ship_before_exit, exitpriority=0)
+    Finalize(None, _leave, exitpriority=0)  # at the process's own end: plain functions outlive this coroutine
     return await listen(self, *args, **kwargs)
+
+
+def _leave() -> None:
+    """Close the traces of tasks that Taskiq does not wait for, and ship: no exit handlers before Python 3.13."""
+    for attempt in tuple(_running):
+        attempt.cancel("the worker ends")
+    ship_before_exit()
 
 
 async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,6 +80,7 @@ async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: 
     attempt = None if options is None else start(_job(target, message, self.broker), options)
     if attempt is None:
         return await run_task(self, target, message, *args, **kwargs)
+    _running.add(attempt)
     try:
         _watch(self.broker)
         result = await run_task(self, target, message, *args, **kwargs)
@@ -85,6 +91,7 @@ async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: 
         attempt.fail(error)
         raise
     finally:
+        _running.discard(attempt)
         raised = _raised.pop(id(message), None)
     _end(attempt, result, raised)
     return result
