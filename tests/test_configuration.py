@@ -11,7 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,48 @@ def test_a_trace_that_runs_while_configure_is_called_ends_where_it_began(tmp_pat
     assert messages[1:] == ["before", "before.txt", "after"]
     assert old.find(job.reference).state == "success"
     assert old.artifact(job.reference, "before.txt") == b"before"
+
+
+@pytest.mark.parametrize("mode", ["live", "deferred"])
+@pytest.mark.parametrize(
+    "again",
+    [lambda: trifle.configure("a", bump_every=0.05), lambda: trifle.shutdown(5)],
+    ids=["configured again", "shut down"],
+)
+def test_a_trace_that_runs_meanwhile_is_flushed_on_and_adopted_by_nobody(again: Callable[[], Any], mode: str) -> None:
+    """Configuring again and shutting down neither stop its timer nor have it taken for a dead process's."""
+    trifle.configure("a", bump_every=0.05)
+    with trifle.tracer("jobs/long", mode=mode) as job:
+        trifle.trace("before")
+        until(lambda: flushed(job.reference) > 0)
+        again()
+        subprocess.run([sys.executable, "-m", "trifle_otel", "recover", "--archive", "a"], check=True)
+        before = flushed(job.reference)
+        trifle.trace("after")
+        until(lambda: flushed(job.reference) > before)
+    with trifle.tracer("jobs/next"):
+        pass
+    assert trifle.flush(30)
+    with Archive.open("a") as archive:
+        until(lambda: archive.find(job.reference).finished)  # shipped by whoever was in force at its start
+        record = archive.find(job.reference)
+        assert record.state == "success"
+        assert [entry.message for entry in archive.entries(record)][1:] == ["before", "after"]
+    trifle.configure("b")
+    assert list(Path("a/.spool").iterdir()) == []
+
+
+def flushed(reference: str) -> int:
+    """How often a running trace has been flushed or journaled: parts in the archive, journals in the spool."""
+    return len({path.name for path in Path("a").rglob(f"*{reference}/*_*.json*")})
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_configuring_the_same_archive_again_keeps_what_it_has(tmp_path: Path) -> None:

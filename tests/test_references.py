@@ -153,6 +153,22 @@ def test_threads_never_get_the_same_reference() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_signals_handler_may_make_one_while_one_is_made() -> None:
+    """It neither waits for itself, nor gets the one that is under way."""
+    within: list[str] = []
+
+    def interrupted(count: int) -> bytes:
+        if not within:
+            within.append("")
+            within[0] = make()
+        return os.urandom(count)
+
+    make = ReferenceGenerator(clock_ns=lambda: 7_000_000_000, random_bytes=interrupted)
+    found = [make(), make(), *within]
+    assert len(set(found)) == 3
+    assert all(reference_time(each) == reference_time(found[0]) for each in found)
+
+
 def test_a_forked_child_makes_other_references() -> None:
     """After a fork, parent and child do not go on with the same random bits, although the clock stands still."""
     make = ReferenceGenerator(clock_ns=lambda: 7_000_000)

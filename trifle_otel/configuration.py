@@ -12,12 +12,12 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
 from trifle_otel.locations import ARCHIVES, INDEXES, forget_memories, locate, open_index, spool_folder
-from trifle_otel.recording import open_recordings
 from trifle_otel.redaction import Redactor
 from trifle_otel.runtime import Runtime, at_first_use, forget_callbacks, install
 from trifle_otel.settings import LONGEST_RETENTION, LONGEST_WAIT, Settings
@@ -96,10 +96,14 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
         opened = open_archive(settings.archive, settings.index, settings.permissions)
         _prepare(opened)
         before = _put_in_force(opened, settings)
-    if before is not None:
-        _shut_down(before, settings.exit_timeout)
-        if any(recording.runtime.sink is before for recording in open_recordings()):
+        if before is not None:
             _earlier.append(before)
+        earlier = [*_earlier]
+    for delivery in earlier:
+        _shut_down(delivery, settings.exit_timeout)
+        if not delivery.is_used:
+            with suppress(ValueError):  # another thread configures, too
+                _earlier.remove(delivery)
     return opened
 
 

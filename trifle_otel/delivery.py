@@ -144,13 +144,19 @@ class Delivery:
         """See `runtime.Sink`."""
         return self.shipper.flush(timeout)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether traces run that end here."""
+        return any(recording.runtime.sink is self for recording in open_recordings())
+
     def shutdown(self, timeout: float) -> bool:
-        """See `runtime.Sink`."""
-        if self._clock is not None:
+        """See `runtime.Sink`. While traces of this one run it keeps watching them, and its spool stays its own."""
+        is_used = self.is_used
+        if self._clock is not None and not is_used:
             self._clock.stop()
             self._clock = None
         done = self.shipper.close(timeout)
-        if self.spool is not None and done:
+        if self.spool is not None and done and not is_used:
             self.spool.close()
         return done
 

@@ -66,7 +66,8 @@ class ReferenceGenerator:
     ) -> None:
         self._clock_ns = clock_ns
         self._random_bytes = random_bytes
-        self._lock = threading.Lock()  # guards all that follows
+        self._lock = threading.RLock()  # guards all that follows
+        self._busy = False  # making one: a signal's handler that starts a trace may come in between
         self._ms = -1  # the time of the last reference
         self._era = -1  # the same in units of 2**20 ms, about 17 minutes,
         self._era_digits = ""  # and its digits
@@ -82,14 +83,20 @@ class ReferenceGenerator:
         """The next reference: 26 characters."""
         now = self._clock_ns() // 1_000_000
         with self._lock:
-            if now > self._ms or self._reseed:
-                self._begin(max(now, self._ms + 1))
-            elif self._low == _LOW_BITS:
-                self._carry()
-            else:
-                self._low += 1
-            low = self._low
-            return self._prefix + _PAIRS[low >> 10] + _PAIRS[low & 1023]
+            if self._busy:
+                return _digits(now, 10) + _digits(int.from_bytes(self._random_bytes(10), "big"), 16)
+            try:
+                self._busy = True
+                if now > self._ms or self._reseed:
+                    self._begin(max(now, self._ms + 1))
+                elif self._low == _LOW_BITS:
+                    self._carry()
+                else:
+                    self._low += 1
+                low = self._low
+                return self._prefix + _PAIRS[low >> 10] + _PAIRS[low & 1023]
+            finally:
+                self._busy = False
 
     def _begin(self, ms: int) -> None:
         """Start a new millisecond with fresh random digits."""
@@ -118,7 +125,8 @@ class ReferenceGenerator:
 
     def _after_fork(self) -> None:
         """In the child: the parent goes on with the same bits, and its lock may be held by a thread that is gone."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False
         self._pool, self._pool_digits, self._used = b"", "", 0
         self._reseed = True
 
