@@ -614,7 +614,7 @@ def test_a_long_live_trace_does_not_pile_up_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["live", "deferred"])
 def test_a_process_that_died_between_its_first_part_and_the_record_of_it_leaves_that_part(
-    setup: Setup, mode: str, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first flush says whose it is before it writes lines: a death right after that loses none of them."""
     setup.store.fault = unavailable
@@ -631,10 +631,10 @@ def test_a_process_that_died_between_its_first_part_and_the_record_of_it_leaves_
         trifle.trace("recorded")
         setup.delivery.bump(job)
         assert len(replaced) == 2
-        left = setup.spool.root / "somebody"
+        left = tmp_path / "another spool" / "somebody"
         shutil.copytree(Path(replaced[0]).parent, left)
         store, index = MemoryStore(), MemoryIndex()
-        assert Shipper(store, index, Spool(setup.spool.root), Troubles(None)).adopt() == 1
+        assert Shipper(store, index, Spool(left.parent), Troubles(None)).adopt() == 1
         entries = Archive(store, index).entries(job.reference)
         assert [entry.message for entry in entries][1:2] == ["recorded"]
         assert (entries.damaged, len(entries)) == ([], 3)
@@ -836,11 +836,11 @@ def test_what_was_journaled_before_the_disk_was_full_is_not_shipped(
 
 
 def test_a_process_that_died_while_it_wrote_the_last_record_leaves_what_it_had_flushed(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record that says how far a trace is stays until the last one is whole."""
     setup.store.fault = unavailable
-    left = setup.spool.root / "somebody"
+    left = tmp_path / "another spool" / "somebody"  # where the setup's own shipper does not look
     real = Spool.write
 
     def half_way(self: Spool, folder: str, name: str, data: bytes) -> None:
@@ -854,7 +854,7 @@ def test_a_process_that_died_while_it_wrote_the_last_record_leaves_what_it_had_f
         setup.delivery.bump(job)
         monkeypatch.setattr(Spool, "write", half_way)
     store, index = MemoryStore(), MemoryIndex()
-    assert Shipper(store, index, Spool(setup.spool.root), Troubles(None)).adopt() == 1
+    assert Shipper(store, index, Spool(left.parent), Troubles(None)).adopt() == 1
     assert "flushed" in [entry.message for entry in Archive(store, index).entries(job.reference)]
 
 
