@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import uuid
@@ -946,6 +947,19 @@ def test_what_runs_while_a_line_is_taken_may_record_a_line_itself(events: Any) -
 
 
 # --- the end
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_lines_in_a_forked_child_are_told_as_such(archive: Archive) -> None:
+    """A trace is its own process's: what a child says in it is counted there, and is not called late."""
+    with trifle.tracer("a/job"):
+        child = os.fork()
+        if child == 0:
+            trifle.trace("in the child")
+            os._exit(0 if (troubles("forked child"), troubles("after the end")) == (1, 0) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert inside(archive) == []
 
 
 def test_lines_that_come_after_the_end_are_counted(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:

@@ -249,6 +249,19 @@ def test_what_waits_for_long_is_dropped_and_counted(tmp_path: Path) -> None:
     setup.delivery.shutdown(5)
 
 
+def test_metrics_that_raise_cost_no_trace(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another SDK does with what is measured: it is told, and the trace is shipped."""
+
+    def broken(record: TraceRecord) -> None:
+        raise OSError(record.key)
+
+    monkeypatch.setattr(setup.delivery.metrics, "finished", broken)
+    setup.record("jobs/one")
+    assert trifle.flush(60)
+    assert setup.keys() == ["jobs/one"]
+    assert setup.troubles.counts["a trace could not be measured"] == 1
+
+
 def test_a_disk_that_drops_slowly_holds_up_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While what is too old goes from a slow disk, jobs end as ever; and it waits until it is gone."""
     removing, go_on = threading.Event(), threading.Event()

@@ -177,7 +177,7 @@ class Delivery:
         parcel = held.parcel
         if parcel is None:  # else an interruption came after that
             parcel = self._parcel(recording, held)
-            self.metrics.finished(parcel.record)
+            self._measure(parcel.record)
         recording.let_go(held.kept)
         held.kept = 0
         try:
@@ -193,6 +193,12 @@ class Delivery:
             raise
         finally:
             self.shipper.put(parcel)
+
+    def _measure(self, record: TraceRecord) -> None:
+        try:
+            self.metrics.finished(record)
+        except Exception as error:  # another SDK's: the trace goes its way all the same
+            self.troubles.report("a trace could not be measured", error)
 
     def _parcel(self, recording: Recording, held: Held) -> Parcel:
         """Put the rest of a trace where what it has handed over already is. Interrupted, it may be called again."""

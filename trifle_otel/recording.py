@@ -32,6 +32,9 @@ OVERFLOW: Final = 20_000
 SELDOM: Final = 1023
 """Bits of a line's time that are all zero once in a thousand lines: then it is time to look at `OVERFLOW`."""
 
+LATE: Final = "lines came after the end of their trace"
+FORKED: Final = "lines came in a forked child, in a trace of its parent: they are in none"
+
 _open: dict[Recording, None] = {}
 
 
@@ -217,10 +220,10 @@ class Recording:
         return unused
 
     def count_late(self, count: int = 1) -> None:
-        """Count lines that came after the end."""
+        """Count lines that came after the end, or in a process that the trace is not of."""
         with self.lock:
             self.late += count
-        self.runtime.troubles.report("lines came after the end of their trace", amount=count)
+        self.runtime.troubles.report(LATE if self.ended is not None else FORKED, amount=count)
 
     def set_state(self, state: str, frame: Frame) -> None:
         """Set the trace's state. The last word wins."""
