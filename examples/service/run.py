@@ -82,9 +82,10 @@ def spans_in(request: ExportTraceServiceRequest) -> Iterator[Span]:
 @contextmanager
 def running(command: Sequence[str], log: Path, environment: Mapping[str, str], *inherit: int) -> Iterator[None]:
     """A process of the service, until the block ends; what it printed into its log is shown where the block fails."""
+    beside = Path(sys.executable).with_name  # not on the path where the environment is not activated
     with log.open("wb") as printed:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("opentelemetry-instrument"), *command],
+            [beside("opentelemetry-instrument"), beside(command[0]), *command[1:]],
             cwd=HERE,
             env={**os.environ, **environment, "OTEL_SERVICE_NAME": log.stem},
             stderr=printed,
