@@ -14,7 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -29,6 +29,11 @@ MOST_LINES = 100.0
 MOST_IMPORT = 40.0
 """Milliseconds beyond the import of `opentelemetry.trace`."""
 SERIALIZERS = ("repr", "str", "json")
+VALUES: dict[str, Callable[[], str]] = {
+    "result": lambda: "a" * RESULT,
+    "secret": lambda: "a" * RESULT + " password=hunter2",
+}
+"""Results, by what is measured."""
 
 
 def rows(folder: Path, rounds: int) -> Iterator[Row]:
@@ -40,10 +45,11 @@ def rows(folder: Path, rounds: int) -> Iterator[Row]:
         what = f"a live trace of {LINES:,} lines, {'span records' if sampled else 'span sampled out'}, memory"
         yield Row(what, grown, "MB", "held in a list", all_of_it, grown / all_of_it, highest=MOST_LINES)
     size = RESULT / 1e6
-    for serializer in SERIALIZERS:
-        grown = grown_by("result", folder / serializer, serializer=serializer)
-        what = f"a result of 50 MB, serializer {serializer}, memory"
-        yield Row(what, grown, "MB", "its size", size, grown / size, most=2.2)
+    for what, holding in (("result", ""), ("secret", " that holds a secret")):
+        for serializer in SERIALIZERS:
+            grown = grown_by(what, folder / f"{what}-{serializer}", serializer=serializer)
+            told = f"a result of 50 MB{holding}, serializer {serializer}, memory"
+            yield Row(told, grown, "MB", "its size", size, grown / size, most=2.2)
 
 
 def _imports(rounds: int) -> Row:
@@ -105,7 +111,7 @@ _VALUE: list[str] = []
 def main() -> None:
     """One measurement in this process, as JSON: what `rows` starts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("lines", "held", "result"))
+    parser.add_argument("what", choices=("lines", "held", *VALUES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--serializer", default="repr")
     parser.add_argument("--sampled", action="store_true")
@@ -121,10 +127,10 @@ def main() -> None:
     with trifle.tracer("benchmark/small"):
         trifle.trace("Loading the page", lambda: "a" * 100_000)
     assert trifle.flush(60)
-    if given.what == "result":
-        _VALUE.append("a" * RESULT)
+    if given.what in VALUES:
+        _VALUE.append(VALUES[given.what]())
     before = _resident()
-    {"lines": _lines, "held": _held, "result": _result}[given.what](trifle)
+    {"lines": _lines, "held": _held}.get(given.what, _result)(trifle)
     print(json.dumps({"grown": (peak_memory() - before) / 1e6}))
 
 

@@ -67,12 +67,14 @@ LAYERS = {
     "shapes": Layer("strict_json", "msgspec"),
     "encoding": Layer("errors records references strict_json", "orjson isal"),
     "values": Layer("errors conventions strict_json encoding interruptions", "orjson"),
-    "redaction_rules": Layer("errors"),
+    "redaction_edits": Layer(),
+    "redaction_rules": Layer("errors redaction_edits"),
     "redaction_keys": Layer("errors redaction_rules"),
-    "redaction_text": Layer("errors redaction_rules redaction_keys"),
+    "redaction_text": Layer("errors redaction_edits redaction_rules redaction_keys"),
+    "redaction_literals": Layer("records redaction_rules redaction_keys", "ahocorasick_rs"),
     "redaction": Layer(
-        "errors interruptions records strict_json values redaction_text redaction_rules redaction_keys",
-        "ahocorasick_rs",
+        "errors interruptions strict_json values"
+        " redaction_edits redaction_literals redaction_text redaction_rules redaction_keys"
     ),
     "settings": Layer("errors records conventions values redaction", "opentelemetry-api"),
     "runtime": Layer("errors interruptions records conventions values redaction settings"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import random
+import re
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifle_otel import redaction
+from trifle_otel import redaction, redaction_literals, redaction_text
 from trifle_otel.errors import UsageError
 from trifle_otel.redaction import CUSTOM_FAILED, Redactor
 
@@ -229,7 +231,7 @@ def price_job(seed: int) -> list[str]:
 
 def without_automaton(monkeypatch: pytest.MonkeyPatch) -> Redactor:
     """A redactor as it is where the optional package is missing."""
-    monkeypatch.setattr(redaction, "ahocorasick_rs", None)
+    monkeypatch.setattr(redaction_literals, "ahocorasick_rs", None)
     return Redactor()
 
 
@@ -359,6 +361,88 @@ def test_screening_twice_changes_nothing_more(text: str) -> None:
     assert REDACTOR.text(once) == once
 
 
+# what the reach of some rule ends at, a little less and a little more: of names, of blanks, of URLs, of pairs
+FAR = st.sampled_from(
+    [
+        *("a" * number for number in (63, 64, 65, 130)),
+        *("b" * number for number in (199, 201, 255, 256, 257)),
+        *("c." * number for number in (500, 505, 511, 512)),
+        *("d" * number for number in (1000, 1001, 1010, 1023, 1024)),
+        *("e " * 2045, "f" * 4090, "@" * 9, "@x" * 10, "p@" * 30, "@" + "g" * 250, " " * 64, " " * 200),
+        *(
+            "://a:",
+            "://b:",
+            "h://c:",
+            "token=" + "z" * 900,
+            "&token=" + "q" * 300 + "&",
+            "&y",
+            "<password ",
+            "('token', '",
+        ),
+    ]
+)
+OF_URLS = st.sampled_from(
+    [
+        "://a:",
+        "://b:x",
+        "@",
+        "p@" * 30,
+        "p" * 255 + "@",
+        "p" * 257 + "@",
+        "p" * 990,
+        "token=q&",
+        "token=" + "q" * 900,
+        " ",
+    ]
+)
+FAR_REACHING = st.lists(FRAGMENTS | FAR, max_size=24).map("".join) | st.lists(OF_URLS, max_size=40).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(FAR_REACHING)
+def test_screening_twice_changes_nothing_more_however_far_a_rule_reaches(text: str) -> None:
+    """What is replaced brings more into reach: that goes the first time too, wherever each reach ends."""
+    once = REDACTOR.text(text)
+    assert REDACTOR.text(once) == once
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("https://bob:" + "p@" * 100 + "host/", "https://bob:[redacted:url-password]@host/"),
+        ("https://bob:" + ("p" * 250 + "@") * 40 + "host/", "https://bob:[redacted:url-password]@host/"),
+        ("https://bob:" + "p@" * 10 + "p" * 257 + "@x", "https://bob:[redacted:url-password]@" + "p" * 257 + "@x"),
+        ("".join(f"://{n}:{'p' * 990}" for n in range(30)) + "@h", "://0:[redacted:url-password]@h"),
+        ("".join(f"://{n}:token={'p' * 990}&" for n in range(30)) + "@h", "://0:token=[redacted:token]"),
+        ("'token'=5\n'token'=6\n", "'token'='[redacted:token]'='[redacted:token]'\n"),  # as of strings on two lines
+    ],
+    ids=["many @", "far apart", "out of reach", "in one another", "with keys", "strings that come into being"],
+)
+def test_what_comes_into_reach_goes_the_first_time(text: str, expected: str) -> None:
+    """A password goes up to the last @ of its URL, however many there are, and whatever its URL is part of."""
+    assert REDACTOR.text(text) == expected
+    assert REDACTOR.text(expected) == expected
+
+
+def test_a_text_that_never_settles_goes_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where replacing brings more to light for longer than is waited for, nothing of it may stay."""
+    monkeypatch.setattr(redaction, "_PASSES", 1)
+    assert REDACTOR.text("password=hunter2 x") == "password=[redacted:password] x"
+    unsettled = REDACTOR.texts(["fine", "amqp://bob:hunter2@h x"])
+    assert unsettled == ["fine", "[redacted:unsettled]"]
+    assert REDACTOR.texts(unsettled) is unsettled
+
+
+@settings(max_examples=500, deadline=None)
+@given(TANGLED | FAR_REACHING)
+def test_values_that_are_plainly_written_are_read_as_any_other(text: str) -> None:
+    """The expression for plain values only saves time: without it, the same is redacted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redaction_text, "_PLAINLY", re.compile("(?!)"))
+        by_hand = REDACTOR.text(text)
+    assert REDACTOR.text(text) == by_hand
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TANGLED, max_size=6))
 def test_without_the_automaton_the_same_is_found(texts: list[str]) -> None:
@@ -387,6 +471,64 @@ def test_a_megabyte_of_hostile_text_takes_bounded_time(unit: str) -> None:
     screened = REDACTOR.texts([text])
     assert time.perf_counter() - started < 15
     assert len(screened) == 1
+
+
+@pytest.mark.parametrize("unit", ["password=hunter2 ", "'token': 'hunter2', ", "&apiKey=hunter2&page=3"])
+def test_a_key_with_a_plain_value_takes_few_steps(unit: str) -> None:
+    """A text may have a million of them. Counted in calls, of which reading a value by hand takes a hundred."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    text = unit * 2000
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        screened = REDACTOR.texts([text])
+    finally:
+        sys.setprofile(before)
+    assert screened[0].count("[redacted:") == 2000
+    assert calls < 2000 * 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "password=x ",
+            "'token': 'x', ",
+            "cookie:",
+            "auth:",
+            "token_count:",
+            "token=a(",
+            "'token': '\\\\'",
+            ":password>\n",
+        ),
+        *(
+            "<password>x</password>",
+            "('token', 'x'), ",
+            "--token x ",
+            "Authorization: Bearer a1b2c3d4\n",
+            "Cookie: a=b\n",
+        ),
+        *("amqp://bob:hunter2@h ", "://a:b@", "://a:", "@", "://a:b" + "@" * 40, "4111 ", "4111 1111 1111 1111, ", "1"),
+        *("eyJ", "eyJaaaaa.", "eyJaaaaa.aaaaa ", "ghp_", "Bearer ", "Bearer a1b2c3d4 ", "-----BEGIN "),
+        *("-----BEGIN PRIVATE KEY-----\n", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"),
+    ],
+)
+def test_time_grows_in_proportion_to_the_text(unit: str) -> None:
+    """Eight megabytes take some eight times as long as one, of whatever a rule begins with."""
+    redactor = Redactor(values={"own": "=x"})  # which may stand beside each marker
+    took = []
+    for size in (1_000_000, 8_000_000):
+        text = unit * (size // len(unit))
+        started = time.thread_time()
+        redactor.texts([text])
+        took.append(time.thread_time() - started)
+    assert took[1] < 10 * max(took[0], 0.5)
 
 
 @pytest.mark.parametrize("secret", ["password='hunter2' ", " 4111 1111 1111 1111 ", "amqp://bob:hunter2@h "])
@@ -427,6 +569,14 @@ def test_an_own_key_may_be_a_word_of_a_built_in_rule() -> None:
     assert (
         own.text("basic=5, npm=6, bearer=7") == "basic=[redacted:basic], npm=[redacted:npm], bearer=[redacted:bearer]"
     )
+
+
+def test_a_marker_is_no_key_with_a_value() -> None:
+    """Not even where its first word is a key of one's own."""
+    own = Redactor(keys=["redacted"])
+    once = own.text("[redacted:card] redacted: x, password=x")
+    assert once == "[redacted:card] redacted: [redacted:redacted], password=[redacted:password]"
+    assert own.text(once) == once
 
 
 def test_own_patterns_are_named_by_their_rule() -> None:

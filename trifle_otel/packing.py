@@ -7,6 +7,7 @@ artifacts. Pure: what is made here is written by `spool` and `delivery`.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from io import SEEK_END, BytesIO
@@ -17,14 +18,13 @@ from trifle_otel.encoding import artifact_name, clean_text, finish_part, part_na
 from trifle_otel.frames import CLOSE, HEAD, OPEN, OPEN_HEAD, RAW, TEXT, Frame, Line
 from trifle_otel.recording import Recording
 from trifle_otel.records import CLOSED, OPENED, RESULT, SUCCESS, TraceRecord
-from trifle_otel.redaction import Redactor
+from trifle_otel.redaction import Redactor, screened_pieces
 from trifle_otel.references import new_reference, segments
 from trifle_otel.shapes import Line as Entry
 from trifle_otel.shapes import Media, Offloaded, Shape, encode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 1_000_000_000
-_WINDOW = 1 << 20  # characters that are encoded at once
 
 
 def _random_id() -> int:
@@ -48,14 +48,19 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     """The next part, of `lines`; counts them into the recording. Called under `recording.packing`."""
     runtime = recording.runtime
     settings = runtime.settings
+    redactor = runtime.redactor
     texts = [line[1] for line in lines]
-    if runtime.redactor is not None:
-        texts = _screened(recording, runtime.redactor, texts)
     limit = settings.payload_size_limit
     aside: dict[str, tuple[str, bytes]] = {}
-    large = max(map(len, texts), default=0) * 4 + 16 > limit  # no character takes more than four bytes
-    if large:
-        texts, aside = _set_aside(lines, texts, limit)
+    instead: dict[int, str] = {}
+    if large := _are_large(texts, limit):
+        texts, instead, aside = _set_aside(lines, texts, limit, redactor)
+    if redactor is not None:
+        screened = _screened(recording, redactor, texts)
+        large = large or (screened is not texts and _are_large(screened, limit))  # a marker may be the longer one
+        texts = screened
+    for at, text in instead.items():
+        texts[at] = text
     entries, data, tally = _written(lines, texts)
     _count(recording, len(entries), tally)
     artifacts: dict[str, bytes] = {}
@@ -68,11 +73,20 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
     return Part(part_name(recording.parts, compress=compress), finish_part(data, compress=compress), artifacts)
 
 
+def _are_large(texts: list[str], limit: int) -> bool:
+    """Whether one of them may make a message above the limit: no character takes more than four bytes."""
+    return max(map(len, texts), default=0) * 4 + 16 > limit
+
+
 def _screened(recording: Recording, redactor: Redactor, texts: list[str]) -> list[str]:
-    """Texts without their secrets, and the tags along with them: a pass of their own would cost a tenth of this one."""
-    screened = redactor.texts([*texts, *recording.tags])
+    """Texts without their secrets; the same list where there are none.
+
+    The tags go along with them: a pass of their own would cost a tenth of this one.
+    """
+    given = [*texts, *recording.tags]
+    screened = redactor.texts(given)
     recording.clean_tags = screened[len(texts) :]
-    return screened[: len(texts)]
+    return texts if screened is given else screened[: len(texts)]
 
 
 def record_of(recording: Recording, state: str, now_ns: int) -> TraceRecord:
@@ -175,34 +189,39 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
     return entries, Tally(raw, heads, media, unusual, deepest)
 
 
-def _set_aside(lines: list[Line], texts: list[str], limit: int) -> tuple[list[str], dict[str, tuple[str, bytes]]]:
-    """Texts with names in the places of those that make messages of more than `limit` bytes, and these.
+def _set_aside(
+    lines: list[Line], texts: list[str], limit: int, redactor: Redactor | None
+) -> tuple[list[str], dict[int, str], dict[str, tuple[str, bytes]]]:
+    """Texts without those that make messages of more than `limit` bytes; by their places, what is to stand there.
 
-    They are not made messages first, nor JSON: a result of any size is held once as text and once as bytes. By
-    the message that stands for it, each has the name and the bytes of its artifact.
+    They are screened and encoded piece by piece, and are not made messages first, nor JSON: a result of any size is
+    held once as text and once as bytes. By the message that stands for it, each has the name and the bytes of its
+    artifact.
     """
     kept = list(texts)
+    instead: dict[int, str] = {}
     aside: dict[str, tuple[str, bytes]] = {}
     for at, (line, text) in enumerate(zip(lines, texts, strict=True)):
         kind = line[3]
         if len(text) * 4 + 16 <= limit or kind not in (CLOSE, TEXT, HEAD, RAW):
             continue
         prefix = RESULT if kind is CLOSE else ""
-        data = _encoded(prefix, clean_text(text))
+        data = _encoded(prefix, screened_pieces(redactor, text))
+        kept[at] = ""
         if len(data) > limit:
-            kept[at] = name = _large_name()
+            instead[at] = name = _large_name()
             aside[prefix + name] = name, data
-    return kept, aside
+        else:
+            instead[at] = data.decode()[len(prefix) :]
+    return kept, instead, aside
 
 
-def _encoded(prefix: str, text: str) -> bytes:
-    """Both in UTF-8, without another copy of the text on the way."""
-    if not prefix:
-        return text.encode()
+def _encoded(prefix: str, pieces: Iterable[str]) -> bytes:
+    """A clean text in UTF-8, behind a prefix, without another copy of it on the way."""
     stream = BytesIO(prefix.encode())
     stream.seek(0, SEEK_END)
-    for at in range(0, len(text), _WINDOW):
-        stream.write(text[at : at + _WINDOW].encode())
+    for piece in pieces:
+        stream.write(clean_text(piece).encode())
     return stream.getvalue()
 
 

@@ -1,49 +1,45 @@
 """Secrets out of texts and structures, before they reach a span or the disk.
 
-`Redactor.texts` screens all lines of a part in one pass: an automaton over a few literals says
+`Redactor.texts` screens all lines of a part in one pass: an automaton over a few literals (`redaction_literals`) says
 which lines can hold a secret, and only those meet the rules (`redaction_rules` for what is known
-by its form, `redaction_text` for what is known by its key). There are no rules about
-randomness: numbers, ids and hashes are the evidence that an archive is kept for.
+by its form, `redaction_text` for what is known by its key); what they find is replaced by `redaction_edits`. There are
+no rules about randomness: numbers, ids and hashes are the evidence that an archive is kept for.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from itertools import accumulate
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from trifle_otel import redaction_rules as forms
 from trifle_otel import redaction_text
 from trifle_otel.errors import UsageError
 from trifle_otel.interruptions import let_pass
-from trifle_otel.records import CLOSED, OPENED, RESULT
-from trifle_otel.redaction_keys import KEY_LITERALS, Key, KeyRules, is_kept, slug, words_of
+from trifle_otel.redaction_edits import Draft, Edits
+from trifle_otel.redaction_keys import Key, KeyRules, is_kept, slug, words_of
+from trifle_otel.redaction_literals import BEFORE_CARD, CARD, KEY, SCHEME, TOKEN, WINDOW, Finder
 from trifle_otel.redaction_rules import marker
 from trifle_otel.strict_json import to_json
 
-try:
-    import ahocorasick_rs
-except ImportError:  # plain Python finds the same, more slowly
-    ahocorasick_rs = None  # type: ignore[assignment]
-
 CUSTOM_FAILED = marker("custom-failed")
 FAILED = marker("failed")
+UNSETTLED = marker("unsettled")
 
-_KEY, _CARD, _TOKEN, _SCHEME = 1, 2, 4, 8  # flags: what a literal may be the sign of
 _BETWEEN = "\0\0"  # two, so that what is found at the end of one text takes nothing from the next
-_PASSES = 4
-_WINDOW = 1 << 20  # characters of a text that are made plain at once
-_ARROWS = (OPENED[-1], CLOSED[-1], RESULT[0])
-_start = attrgetter("start")
+_PASSES = 8  # no text that was not made for it takes more than four
+_NOWHERE = (1 << 62, 1 << 62)
 _SMALLEST_CARD, _LARGEST_CARD = 10**14, 10**16
 
 
 class Redactor:
     """Replaces secrets by `[redacted:<rule>]`. Screening a screened text again changes nothing.
+
+    What is replaced may bring more into reach, which then goes too. Where that finds no end, as in a text made for it
+    alone, the whole text becomes `[redacted:unsettled]`.
 
     Args:
         keys: more names of keys whose values are secret, also as the last words of a longer name
@@ -70,14 +66,16 @@ class Redactor:
         defaults: bool = True,
     ) -> None:
         names = _strings("keys", keys)
-        self._safe = _Safe(_strings("safe", safe))
+        listed = _strings("safe", safe)
+        self._safe = _Safe(listed)
+        self._allowed = self._safe if listed else None
         self._rules = KeyRules(names, self._safe, defaults=defaults)
         self._patterns = [(slug(name), _compiled(name, pattern)) for name, pattern in (values or {}).items()]
         self._custom = custom
         self._defaults = defaults
         words = [max(split, key=len) for split in map(words_of, names) if split]
         self._foreign = _foreign([word for word in words if not word.isascii()])
-        self._finder = _Finder([word for word in words if word.isascii()], defaults=defaults)
+        self._finder = Finder([word for word in words if word.isascii()], defaults=defaults)
         self._each = bool(self._patterns or self._foreign or custom)
 
     def text(self, text: str) -> str:
@@ -86,7 +84,7 @@ class Redactor:
         Raises nothing: where a rule of ours fails, the text becomes `[redacted:failed]`.
         """
         try:
-            screened = self._screened(text)
+            screened = self._draft(text).text
         except Exception as error:
             let_pass(error)
             return FAILED
@@ -95,7 +93,7 @@ class Redactor:
     def texts(self, texts: list[str]) -> list[str]:
         """All texts without their secrets, in one pass; the same list object when nothing matched."""
         try:
-            suspects: Iterable[int] = range(len(texts)) if self._each else self._suspects(texts)
+            suspects: Sequence[int] = range(len(texts)) if self._each else self._suspects(texts)
         except Exception as error:
             let_pass(error)
             suspects = range(len(texts))
@@ -159,63 +157,89 @@ class Redactor:
         key = self._rules.find(name) if isinstance(name, str) and len(name) <= 200 else None
         if key is None or member is None or isinstance(member, bool) or member in ({}, [], ()):
             return self._structure(member)
-        return member if self._harmless(member, key) else marker(key.rule)
+        return member if self._harmless(member, key) else key.marker
 
     def _harmless(self, member: Any, key: Key) -> bool:
         if isinstance(member, (dict, list, tuple)):
             return False
         return is_kept(str(member), key) or self._safe(str(member))
 
-    def _suspects(self, texts: list[str]) -> Iterable[int]:
+    def _suspects(self, texts: list[str]) -> list[int]:
         """The rows that can hold a secret. This is the whole cost for most parts."""
         joined = _BETWEEN.join(("", *texts, ""))
-        hits = self._finder.hits(joined)
+        if len(joined) > WINDOW:
+            del joined
+            return list(self._suspects_among_many(texts))
+        hits = self._finder.starts(joined)
         rows: set[int] = set()
         if hits:
             ends = list(accumulate(len(text) + len(_BETWEEN) for text in texts))
-            rows.update(bisect_right(ends, hit.start - 1) for hit in hits)
+            rows.update(bisect_right(ends, start - 1) for start in hits)
         if self._defaults and _may_hold_url(joined):
             rows.update(row for row, text in enumerate(texts) if _may_hold_url(text))
-        return sorted(row for row in rows if row < len(texts)) if rows else ()
+        return sorted(row for row in rows if row < len(texts)) if rows else []
 
-    def _screened(self, text: str) -> str:
+    def _suspects_among_many(self, texts: list[str]) -> Iterator[int]:
+        """The same of much text, some at a time; what is alone, for its size, is looked at when it is screened."""
+        for first, behind in _portions(texts):
+            if behind - first == 1:
+                yield first
+            else:
+                yield from (first + row for row in self._suspects(texts[first:behind]))
+
+    def _draft(self, text: str) -> Draft:
+        """A text in which all that the rules find is replaced, so that they find nothing more."""
+        draft = Draft(text)
         for rule, pattern in self._patterns:
-            text = _replaced(text, rule, pattern, self._safe)
-        for _ in range(_PASSES):
-            screened = self._once(text)
-            if screened == text:
-                break
-            text = screened
-        return text
+            draft.edit(_own(draft.text, rule, pattern, self._safe))
+        return draft if self._settle(draft) else Draft(UNSETTLED)
 
-    def _once(self, text: str) -> str:
-        hits = self._finder.hits(f"{_BETWEEN}{text}{_BETWEEN}")
-        screened = self._by_form(text, _all_signs(hits)) if self._defaults else text
-        if screened is not text and screened != text:
-            hits = self._finder.hits(f"{_BETWEEN}{screened}{_BETWEEN}")
-        places = sorted(self._places(screened, hits))
-        return redaction_text.redact(screened, places, self._rules, self._safe) if places else screened
+    def _settle(self, draft: Draft) -> bool:
+        """Replace what the rules find, which may bring more to light, until they find nothing; False where they do."""
+        keyed = True
+        for number in range(_PASSES):
+            signs, keys = self._finder.look(draft.text)
+            signs = self._with_cards(draft.text, signs)
+            may_have_form = self._defaults and self._may_have_form(draft.text, signs)
+            formed = may_have_form and self._by_form(draft, signs, number > 0)
+            if formed:
+                _, keys = self._finder.look(draft.text)
+            elif not keyed:
+                return True  # it is as it was when no key was found
+            edits, all_plain = self._by_key(draft.text, keys)
+            keyed = draft.edit(edits)
+            if not formed and (not keyed or (all_plain and not may_have_form)):
+                return True
+        return False
 
-    def _by_form(self, text: str, signs: int) -> str:
-        if "-----BEGIN" in text:
-            text = forms.private_keys(text, self._safe)
-        if signs & _TOKEN:
-            text = forms.tokens(text, self._safe)
-        if signs & _SCHEME:
-            text = forms.schemes(text, self._safe)
-        if _may_hold_url(text):
-            text = forms.url_credentials(text, self._safe)
-        if signs & _CARD:
-            text = forms.cards(text, self._safe)
-        return text
+    def _by_key(self, text: str, keys: Iterable[tuple[int, int]]) -> tuple[Edits, bool]:
+        if self._foreign:
+            keys = sorted([*keys, *(found.span() for found in self._foreign.finditer(text))])
+        return redaction_text.edits(text, keys, self._rules, self._allowed)
 
-    def _places(self, text: str, hits: list[_Hit]) -> Iterator[tuple[int, int]]:
-        shift = len(_BETWEEN)
-        for hit in hits:
-            if hit.signs & _KEY:
-                yield _without_blanks(text, hit.start - shift, hit.end - shift)
-        for found in self._foreign.finditer(text) if self._foreign else ():
-            yield found.span()
+    @staticmethod
+    def _with_cards(text: str, signs: int) -> int:
+        """The signs, with that of cards where one may stand behind what hides its first blank."""
+        if not signs & BEFORE_CARD:
+            return signs
+        return signs - BEFORE_CARD | (CARD if forms.has_digits_of_card(text) else 0)
+
+    @staticmethod
+    def _may_have_form(text: str, signs: int) -> bool:
+        return signs > KEY or "-----BEGIN" in text or _may_hold_url(text)
+
+    def _by_form(self, draft: Draft, signs: int, again: bool) -> bool:
+        changed = "-----BEGIN" in draft.text and draft.edit(forms.private_keys(draft.text, self._safe))
+        if signs & TOKEN:
+            changed |= draft.edit(forms.tokens(draft.text, self._safe))
+            changed |= draft.edit(forms.vendor_keys(draft.text, self._safe))
+        if signs & SCHEME:
+            changed |= draft.edit(forms.schemes(draft.text, self._safe))
+        if _may_hold_url(draft.text):
+            changed |= draft.edit(forms.url_credentials(draft.text, self._safe, again=again))
+        if signs & CARD:
+            changed |= draft.edit(forms.cards(draft.text, self._safe))
+        return changed
 
     @staticmethod
     def _customised(text: str, custom: Callable[[str], str]) -> str:
@@ -230,89 +254,15 @@ class Redactor:
         return text if plain == text else plain
 
 
-class _Hit(NamedTuple):
-    """A literal in a text: what it may be the sign of, and where it stands (characters)."""
-
-    signs: int
-    start: int
-    end: int
-
-
-class _Finder:
-    """Finds the literals without which no built-in rule can match, in a text made plain.
-
-    Plain means one byte for each character: letters in lower case, each digit a 0, a dot itself,
-    anything else a blank. So `API_KEY`, `api-key` and `apiKey` take two literals, and a card is a
-    literal too: blank, sixteen zeros, blank. The automaton scans some gigabytes a second; without
-    the package the same literals are searched one after the other.
-    """
-
-    def __init__(self, words: Iterable[str], *, defaults: bool) -> None:
-        groups = [_frequent_literals(), _rare_literals()] if defaults else [{}]
-        for word in map(_plain, words):
-            groups[-1][word] = groups[-1].get(word, 0) | _KEY
-        self._searches = [(_search(list(group)), list(group.values())) for group in groups if group]
-        self._longest = max((len(literal) for group in groups for literal in group), default=0)
-
-    def hits(self, text: str) -> list[_Hit]:
-        """Where the literals stand, in order of their start."""
-        if len(text) > _WINDOW:
-            found = list(self._in_windows(text))
-        else:
-            plain = _plain(text)
-            found = []
-            for search, signs in self._searches:
-                for index, start, end in search(plain):
-                    found.append(_Hit(signs[index], start, end))
-        found.sort(key=_start)
-        return found
-
-    def _in_windows(self, text: str) -> Iterator[_Hit]:
-        """The same of a long text, of which no whole copy is made: it may be a result of any size."""
-        done = [0] * len(self._searches)  # each search goes on behind its last find
-        for at in range(0, len(text), _WINDOW):
-            border = at + _WINDOW
-            plain = _plain(text[at : border + self._longest])
-            for number, (search, signs) in enumerate(self._searches):
-                skip = max(done[number] - at, 0)
-                for index, start, end in search(plain[skip:]):
-                    if (first := at + skip + start) < border:
-                        done[number] = at + skip + end
-                        yield _Hit(signs[index], first, done[number])
-
-
-def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """The place of a literal without the signs that were its blanks, which may lie outside of the text."""
-    start, end = max(start, 0), min(end, len(text))
-    while start < end and not text[start].isalnum():
-        start += 1
-    while start < end and not text[end - 1].isalnum():
-        end -= 1
-    return start, end
-
-
-def _all_signs(hits: Iterable[_Hit]) -> int:
-    signs = 0
-    for hit in hits:
-        signs |= hit.signs
-    return signs
-
-
-def _search(literals: list[bytes]) -> Callable[[bytes], Iterable[tuple[int, int, int]]]:
-    """The search for some literals: (number of the literal, start, end) of each that is found."""
-    if ahocorasick_rs is not None:
-        # only the leftmost matches: then it skips ahead with vector instructions, a dozen times as fast
-        kind = ahocorasick_rs.MatchKind.LeftmostFirst
-        return ahocorasick_rs.BytesAhoCorasick(literals, matchkind=kind).find_matches_as_indexes
-
-    def search(plain: bytes) -> Iterator[tuple[int, int, int]]:
-        for index, literal in enumerate(literals):
-            start = plain.find(literal)
-            while start >= 0:
-                yield index, start, start + len(literal)
-                start = plain.find(literal, start + 1)
-
-    return search
+def screened_pieces(redactor: Redactor | None, text: str) -> Iterator[str]:
+    """A text without its secrets, piece by piece: nobody holds the whole of it, whatever its size."""
+    if redactor is None or redactor._custom is not None:  # the custom step gets and gives whole texts
+        return Draft(text if redactor is None else redactor.text(text)).into_pieces()
+    try:
+        return redactor._draft(text).into_pieces()
+    except Exception as error:
+        let_pass(error)
+        return iter((FAILED,))
 
 
 class _Safe:
@@ -331,52 +281,16 @@ class _Safe:
         return text in self._exact or any(glob.match(text) for glob in self._globs)
 
 
-def _frequent_literals() -> dict[bytes, int]:
-    """One half of the built-in rules' literals: with more than 64, an automaton stops using vector instructions."""
-    return {
-        **dict.fromkeys(map(_plain, KEY_LITERALS), _KEY),
-        b"pass ": _KEY | _CARD,  # its last blank may be the first of a card; so not to meet "passed", "author"
-        b"auth ": _KEY | _CARD,
-        **dict.fromkeys((b"bearer", b"basic"), _SCHEME),
-        **dict.fromkeys(_card_literals(b" "), _CARD),
-    }
-
-
-def _rare_literals() -> dict[bytes, int]:
-    """The other half; among them cards behind a line break or a tab in a repr, which leave a letter there."""
-    return {
-        **dict.fromkeys(map(_plain, ("eyj", *forms.VENDOR_LITERALS)), _TOKEN),
-        **dict.fromkeys((*_card_literals(b"n"), *_card_literals(b"t")), _CARD),
-    }
-
-
-def _card_literals(before: bytes) -> Iterator[bytes]:
-    yield before + b"0000 0000 0000 0000"
-    yield before + b"0000 000000 00000"
-    for digits in (b"0" * 16, b"0" * 15):
-        yield before + digits + b" "
-        yield before + digits + b"."
-
-
-_PLAIN = (
-    bytes(
-        ord(chr(code).lower())
-        if chr(code).isalpha()
-        else 0x30
-        if chr(code).isdigit()
-        else 0x2E
-        if code == 0x2E
-        else 0x20
-        for code in range(128)
-    )
-    + b" " * 128
-)
-
-
-def _plain(text: str) -> bytes:
-    for arrow in _ARROWS:  # nearly all that is not ASCII in most parts, and the encoder is slow at errors
-        text = text.replace(arrow, " ")
-    return text.encode("ascii", "replace").translate(_PLAIN)
+def _portions(texts: list[str]) -> Iterator[tuple[int, int]]:
+    """From where to where texts are about a window long together, or one of any length alone."""
+    first = size = 0
+    for row, text in enumerate(texts):
+        if size + len(text) > WINDOW // 2 and row > first:
+            yield first, row
+            first, size = row, 0
+        size += len(text) + len(_BETWEEN)
+    if texts:
+        yield first, len(texts)
 
 
 def _may_hold_url(text: str) -> bool:
@@ -402,20 +316,28 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
         raise UsageError(f"the redaction's pattern {name!r} is no regular expression: {error}") from error
 
 
-def _replaced(text: str, rule: str, pattern: re.Pattern[str], allowed: Callable[[str], bool]) -> str:
-    """The text with all matches replaced; one that cuts into a marker takes it whole, one inside a marker is none."""
-    pieces: list[str] = []
+def _own(text: str, rule: str, pattern: re.Pattern[str], allowed: Callable[[str], bool]) -> Edits:
+    """What a pattern of one's own finds; a match that cuts into a marker takes it whole, one inside one is none."""
+    edits = Edits()
+    markers = forms.MARKER.finditer(text)
+    begin, stop = _next_span(markers)
     done = 0
-    markers = [found.span() for found in forms.MARKER.finditer(text)] if "[redacted:" in text else []
     for found in pattern.finditer(text):
         start, end = found.span()
         if start == end or start < done or allowed(found.group()):
             continue
-        if any(begin <= start and end <= stop for begin, stop in markers):
+        while stop <= start:
+            begin, stop = _next_span(markers)
+        if begin <= start and end <= stop:
             continue
-        for begin, stop in markers:
-            if begin < end and start < stop:
-                start, end = min(start, begin), max(end, stop)
-        pieces += (text[done:start], marker(rule))
+        while begin < end:
+            start, end = min(start, begin), max(end, stop)
+            begin, stop = _next_span(markers)
+        edits.add(start, end, marker(rule))
         done = end
-    return "".join(pieces) + text[done:] if pieces else text
+    return edits
+
+
+def _next_span(matches: Iterator[re.Match[str]]) -> tuple[int, int]:
+    found = next(matches, None)
+    return found.span() if found else _NOWHERE

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from trifle_otel.redaction_rules import is_marker
+from trifle_otel.redaction_rules import is_marker, marker
 
 KEY_LITERALS = (
     *("passw", "passphrase", "pwd", "secret", "token", "credential", "authoriz", "cookie", "srf", "sessid"),
@@ -93,14 +93,16 @@ _PLURAL = {"passwords", "secrets", "tokens", "cookies", "cookie", "credentials",
 _ONE_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 _KEPT = {"", "none", "null", "nil", "true", "false", "undefined", "str", "..."}
+_LONGEST_KEPT = max(map(len, _KEPT))
 _NUMBER = re.compile(r"-?\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 
 
 class Key(NamedTuple):
-    """A key that means a secret: its name as it stands, the rule, and whether a mere number is none (a count)."""
+    """A key that means a secret: its name as it stands, the rule, its marker, and whether a mere number is none."""
 
     name: str
     rule: str
+    marker: str
     countable: bool
 
 
@@ -126,7 +128,7 @@ class KeyRules:
         rule = self._own(words) or (_usual(words) if self._defaults else None)
         if rule is None or self._safe(name):
             return None
-        return Key(name, rule, words[-1] in _PLURAL)
+        return Key(name, rule, marker(rule), words[-1] in _PLURAL)
 
     def _own(self, words: tuple[str, ...]) -> str | None:
         for length in self._lengths:
@@ -150,7 +152,9 @@ def slug(name: str) -> str:
 def is_kept(value: str, key: Key) -> bool:
     """Whether a value is no secret whatever its key: nothing, a truth value, a mask, a marker, a count."""
     plain = value.strip()
-    if plain.lower() in _KEPT or not plain.strip("*") or is_marker(plain):
+    if len(plain) <= _LONGEST_KEPT and plain.lower() in _KEPT:
+        return True
+    if plain[0] in "[*" and (is_marker(plain) or not plain.strip("*")):
         return True
     return key.countable and _NUMBER.fullmatch(plain) is not None
 

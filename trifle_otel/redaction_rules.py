@@ -1,6 +1,6 @@
 """Secrets that are known by their own form: private keys, JWTs, cards, vendors' keys, credentials in URLs.
 
-Each rule takes a text and gives it back with what it found replaced by a marker. Every expression
+Each rule takes a text and tells what in it is to be replaced by a marker. Every expression
 here is linear on hostile input: runs are entered at their start alone, other repetitions are
 bounded. Secrets known by the name of their key are in `redaction_keys`.
 """
@@ -12,6 +12,8 @@ import binascii
 import re
 from collections.abc import Callable
 
+from trifle_otel.redaction_edits import Edits
+
 Allowed = Callable[[str], bool]
 """Whether a text that a rule found is on the safe list."""
 
@@ -22,7 +24,7 @@ _START = rf"(?:(?<![\w-])|{_ESCAPED_BREAK})"
 _PEM_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _JWT = re.compile(_START + r"eyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*){0,3}", re.ASCII)
-_SCHEME = re.compile(_START + r"(bearer|basic)([ \t]{1,8})([\w.~+/-]{6,}={0,2})", re.ASCII | re.IGNORECASE)
+_SCHEME = re.compile(_START + r"(bearer|basic)[ \t]{1,8}([\w.~+/-]{6,}={0,2})", re.ASCII | re.IGNORECASE)
 _VENDOR = re.compile(
     rf"(?:(?<![A-Za-z0-9])|{_ESCAPED_BREAK})(?:"
     r"A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9])"
@@ -40,13 +42,17 @@ VENDOR_LITERALS = (
     *("sk live", "sk test", "rk live", "rk test", "sk proj", "sk ant", "sk svcacct", "npm", "pypi", "shp"),
 )
 
-_SLASHES = re.compile(r":(?:\\?/){2}")
-_USER = re.compile(r"""[^\s:/?#@"'<>\[\](){}\\,;]{0,256}:""")
-_PORT = re.compile(r"""\d{1,5}(?=[/?#\s"'<>,;)\]}\\]|\Z)""", re.ASCII)
+_USER = re.compile(
+    r""":(?:\\?/){2}(?=([^\s:/?#@"'<>\[\](){}\\,;]{0,256}:)(?![0-9]{1,5}(?:[/?#\s"'<>,;)\]}\\]|\Z)))"""  # no port
+)
 _LONGEST_PASSWORD = 1024
 _NO_URL = re.compile(r"""[\s"'<>]""")
+_NO_PASSWORD = re.compile(r"""[\s"'<>@]""")
+_SLASHES = ("/", "\\")
 _PATH = re.compile(r"[/?#]")
-_MORE_AUTHORITY = re.compile(r"""(?:[^\s"'<>/?#@]{0,256}@){0,8}""")
+_NEXT_AT = r"""[^\s"'<>/?#@]{0,256}@"""
+_PLAIN_PASSWORD = re.compile(rf"""[^\s"'<>/?#@]{{1,{_LONGEST_PASSWORD - 1}}}@(?!{_NEXT_AT})""")  # as nearly all are
+_MORE_AUTHORITY = re.compile(rf"(?:{_NEXT_AT}){{1,8}}")
 
 _CARD = re.compile(
     rf"(?:(?<![\w.])|{_ESCAPED_BREAK})"
@@ -69,69 +75,92 @@ def is_marker(text: str) -> bool:
     return MARKER.fullmatch(text) is not None
 
 
-def private_keys(text: str, allowed: Allowed) -> str:
+def private_keys(text: str, allowed: Allowed) -> Edits:
     """PEM blocks of private keys; one without an end goes to the end of the text."""
-    pieces: list[str] = []
+    edits = Edits()
     done = 0
     while begin := _PEM_BEGIN.search(text, done):
         found = _PEM_END.search(text, begin.end())
-        end = found.end() if found else len(text)
-        block = text[begin.start() : end]
-        pieces += (text[done : begin.start()], block if allowed(block) else marker("private-key"))
-        done = end
-    return "".join(pieces) + text[done:] if pieces else text
+        done = found.end() if found else len(text)
+        if not allowed(text[begin.start() : done]):
+            edits.add(begin.start(), done, marker("private-key"))
+    return edits
 
 
-def tokens(text: str, allowed: Allowed) -> str:
-    """JWTs, and the keys of well-known vendors by their prefixes."""
-    if "eyJ" in text:
-        text = _JWT.sub(lambda found: _replaced(found, "jwt", allowed), text)
-    return _VENDOR.sub(lambda found: _replaced(found, "api-key", allowed), text)
+def tokens(text: str, allowed: Allowed) -> Edits:
+    """JWTs."""
+    return _matches(_JWT, text, marker("jwt"), allowed) if "eyJ" in text else Edits()
 
 
-def schemes(text: str, allowed: Allowed) -> str:
+def vendor_keys(text: str, allowed: Allowed) -> Edits:
+    """The keys of well-known vendors by their prefixes."""
+    return _matches(_VENDOR, text, marker("api-key"), allowed)
+
+
+def schemes(text: str, allowed: Allowed) -> Edits:
     """`Bearer …` and `Basic …` wherever they stand, unless what follows is a word of prose."""
-
-    def replaced(found: re.Match[str]) -> str:
-        scheme, space, credentials = found.groups()
+    edits = Edits()
+    for found in _SCHEME.finditer(text):
+        scheme, credentials = found.group(1, 2)
         real = _is_basic(credentials) if scheme.lower() == "basic" else _is_bearer(credentials)
-        if not real or allowed(credentials):
-            return found.group()
-        return f"{scheme}{space}{marker('authorization')}"
-
-    return _SCHEME.sub(replaced, text)
+        if real and not allowed(credentials):
+            edits.add(*found.span(2), marker("authorization"))
+    return edits
 
 
-def url_credentials(text: str, allowed: Allowed) -> str:
-    """The password of `scheme://user:password@host`; the user stays."""
-    pieces: list[str] = []
-    done = 0
-    for slashes in _SLASHES.finditer(text):
-        user = _USER.match(text, slashes.end())
-        if slashes.start() < done or not user or _PORT.match(text, user.end()):
+def url_credentials(text: str, allowed: Allowed, *, again: bool = False) -> Edits:
+    """The password of `scheme://user:password@host`; the user stays.
+
+    How far a password reaches is bounded, and what is replaced in it brings more into reach: the next @, or another
+    URL's password that this one is in. `again`, once all else was replaced as well, that is followed to its end.
+    """
+    edits = Edits()
+    new = marker("url-password")
+    done, first, last = 0, 0, -_LONGEST_PASSWORD  # from the first to the last one each is in reach of the next
+    for user in _USER.finditer(text):
+        if user.start() < done:
             continue
-        password = _url_password(text, user.end())
-        if password and not is_marker(password) and password.strip("*") and not allowed(password):
-            pieces += (text[done : user.end()], marker("url-password"))
-            done = user.end() + len(password)
-    return "".join(pieces) + text[done:] if pieces else text
+        start = user.end(1)
+        reached = start - last + len(new) < _LONGEST_PASSWORD and not _NO_PASSWORD.search(text, last, start)
+        begin = first if again and reached else start
+        end = _end_of_password(text, start, again)
+        if end > start:
+            last = -_LONGEST_PASSWORD
+            if not _is_harmless(password := text[start:end]) and not allowed(password):
+                edits.add(begin, end, new)
+                done = end
+        elif not text.startswith(_SLASHES, start):
+            first, last = begin, start
+    return edits
 
 
-def cards(text: str, allowed: Allowed) -> str:
+def cards(text: str, allowed: Allowed) -> Edits:
     """Card numbers: 15 or 16 digits in an issuer's grouping, with an issuer's prefix and the right check digit.
 
     A number that goes on (a digit, a letter, a decimal point, a sign, one more group) is none.
     """
+    edits = Edits()
+    for found in _CARD.finditer(text):
+        if _is_card(found) and not allowed(found.group()):
+            edits.add(*found.span(), marker("card"))
+    return edits
 
-    def replaced(found: re.Match[str]) -> str:
-        number = found.group()
-        return marker("card") if _is_card(found) and not allowed(number) else number
 
-    return _CARD.sub(replaced, text)
+def has_digits_of_card(text: str) -> bool:
+    """Whether as many digits as a card has stand anywhere."""
+    return _CARD.search(text) is not None
 
 
-def _replaced(found: re.Match[str], rule: str, allowed: Allowed) -> str:
-    return found.group() if allowed(found.group()) else marker(rule)
+def _matches(pattern: re.Pattern[str], text: str, new: str, allowed: Allowed) -> Edits:
+    edits = Edits()
+    for found in pattern.finditer(text):
+        if not allowed(found.group()):
+            edits.add(*found.span(), new)
+    return edits
+
+
+def _is_harmless(password: str) -> bool:
+    return password[0] in "[*" and (is_marker(password) or not password.strip("*"))
 
 
 def _is_bearer(credentials: str) -> bool:
@@ -146,16 +175,23 @@ def _is_basic(credentials: str) -> bool:
     return ":" in plain and plain.isprintable()
 
 
-def _url_password(text: str, start: int) -> str:
-    """What stands before the last @ of the authority; before the first one where a slash was not escaped."""
+def _end_of_password(text: str, start: int, again: bool) -> int:
+    """The last @ of the authority, or the first one where a slash was not escaped; `start` where there is no password.
+
+    The next @ is at most 256 signs behind the one before.
+    """
+    if plain := _PLAIN_PASSWORD.match(text, start):
+        return plain.end() - 1
     at = text.find("@", start, start + _LONGEST_PASSWORD)
-    password = text[start : max(at, start)]
-    if not password or _NO_URL.search(password):
-        return ""
-    if _PATH.search(password):
-        return "" if password.startswith(("/", "\\")) else password  # a slash in a password: no port stood here
-    more = _MORE_AUTHORITY.match(text, at + 1)
-    return text[start : more.end() - 1] if more else password
+    if at <= start or _NO_URL.search(text, start, at):
+        return start
+    if _PATH.search(text, start, at):  # a slash in a password: no port stood here
+        return start if text.startswith(_SLASHES, start) else at
+    while more := _MORE_AUTHORITY.match(text, at + 1):
+        at = more.end() - 1
+        if not again:
+            break
+    return at
 
 
 def _is_card(found: re.Match[str]) -> bool:

@@ -1,18 +1,20 @@
 """The values of secret keys in serialised text: `'password': 'x'`, `token=x`, `Cookie: x`, `--password x`.
 
-A value is read to its end by hand, since a marker must never stop inside a secret; where the end
-is in doubt, more is replaced rather than less. Each step goes forward or is bounded, so all of
-it is linear on hostile input. Which names mean a secret is decided in `redaction_keys`.
+A value that is plainly written is read by one expression. Any other is read to its end by hand, since a marker must
+never stop inside a secret; where the end is in doubt, more is replaced rather than less. Each step goes forward or is
+bounded, so all of it is linear on hostile input. Which names mean a secret is decided in `redaction_keys`, what is
+replaced at once is put together in `redaction_edits`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from trifle_otel.redaction_edits import Edits
 from trifle_otel.redaction_keys import Key, KeyRules, is_kept
-from trifle_otel.redaction_rules import marker
+from trifle_otel.redaction_rules import Allowed
 
 _WINDOW = 64  # characters of a name on each side of a literal
 _PAIR_LIMIT = 4096  # characters
@@ -42,31 +44,33 @@ _BARE = re.compile(
     re.ASCII,
 )
 _OPENING = ("(", "[", "{")
+_QUOTE_SIGNS, _SEPARATOR_SIGNS, _GAP_SIGNS = {"\\", "'", '"'}, {"=", ":", "!", "]", " ", "\t"}, {">", " ", "\t"}
+_SIGNS_BEHIND_KEY = _QUOTE_SIGNS | _SEPARATOR_SIGNS | _GAP_SIGNS
 _SCHEME = re.compile(r"([A-Za-z][\w-]{0,30})[ \t]{1,4}(?=[^\s,;])", re.ASCII)
 _MANY_PARTS = ("digest", "aws4-", "oauth", "hawk", "signature", "mac", "ntlm")  # schemes with a list of parameters
 _HEADER_END = re.compile(r"""(?:\\r)?\\n|\\?["'](?=\Z|[\s)\]}])|[\r\n]""")
 _COOKIE = re.compile(r"""[^\s=;,"']{1,256}=""")
 
-Hits = Iterable[tuple[int, int]]
-
-
-def redact(text: str, hits: Hits, rules: KeyRules, allowed: Callable[[str], bool]) -> str:
-    """The text without the values of secret keys.
-
-    Args:
-        hits: where (start, end) a literal of a key stands, in order.
-        rules: which names are secret.
-        allowed: whether a value is on the safe list.
-    """
-    pieces: list[str] = []
-    done = 0
-    for found in _found(_Text(text), hits, rules):
-        value = text[found.start : found.end]
-        if is_kept(value, found.key) or allowed(value):
-            continue
-        pieces += (text[done : found.start], found.quote, marker(found.key.rule), found.quote)
-        done = found.end
-    return "".join(pieces) + text[done:] if pieces else text
+# A value that is plainly written, from behind its key's literal: in quotes, without an escape, or up to a sign that
+# surely ends it; not long, and without what another key may be followed by, so that many keys in a row are not read to
+# the end of the row each. The groups: the rest of the key, its quote, the value.
+_SURE_END = (
+    r"""(?=[\s,;&|)\]}>"'\\]|\Z)(?=\s|\Z|[,;&|](?:\s|\Z|["'\\)\]}]|[\w.-]{1,64}[=:])|[)\]}>](?:\Z|[\s,;.:)\]}>"'\\])"""
+    rf"""|["']{_QUOTE_ENDS}|\\(?:[nrt](?:[\s\\"']|\Z|[\w-]{{1,64}}[:= ])|["']{_QUOTE_ENDS}))"""
+)
+_MARKER = r"\[redacted:[a-z0-9-]+\]"
+_PLAINLY = re.compile(
+    r"""((?:[\w-]{0,63}\w)?)(["']?) ?[:=] ?(?:"""
+    r"""(?:"([^"\\\n]{1,128})"|'([^'\\\n]{1,128})')(?![ \t]{0,200}\n)"""
+    rf"""|(?:({_MARKER})|((?!/|str|bytes|SecretStr|Optional|[bBrRuUfF]{{1,2}}\\{{0,16}}["'])"""
+    rf"""(?=[!-~])[^\s,;:=&|)\]}}>"'\\(\[{{]{{1,128}})){_SURE_END}"""
+    r""")""",
+    re.ASCII,
+)
+_MARKER_GROUP, _BARE_GROUP = 5, 6
+_NEVER_PLAIN = ("cookie", "authorization")  # rules whose values go on behind a blank
+_LONG = 4096  # characters of a value that nobody means to keep
+_EDGE = 64
 
 
 class _Value(NamedTuple):
@@ -84,6 +88,7 @@ class _Text:
     def __init__(self, text: str) -> None:
         self.text = text
         self._line_end = -1
+        self._element = -1
 
     def line_end(self, start: int) -> int:
         """Where the line ends; remembered, so that many values on a long line cost one search."""
@@ -91,6 +96,13 @@ class _Text:
             end = self.text.find("\n", start)
             self._line_end = end if end >= 0 else len(self.text)
         return self._line_end
+
+    def element_end(self, start: int) -> int:
+        """Where the next element begins or ends; the line, where none does. Remembered likewise."""
+        if start > self._element:
+            end = self.text.find("<", start)
+            self._element = end if end >= 0 else len(self.text) + 1
+        return self._element if self._element <= len(self.text) else self.line_end(start)
 
     def quoted_end(self, start: int, depth: int, quote: str, limit: int) -> int:
         """The next quote with no more backslashes than the opening one had (`depth`), or the limit.
@@ -143,48 +155,100 @@ class _Text:
         return min(self.quoted_end(start + 1, depth, quote, line_end) + 1, limit)
 
 
-def _found(text: _Text, hits: Hits, rules: KeyRules) -> Iterator[_Value]:
+def edits(text: str, places: Iterable[tuple[int, int]], rules: KeyRules, allowed: Allowed | None) -> tuple[Edits, bool]:
+    """What is to be replaced: the values of secret keys.
+
+    Args:
+        text: any.
+        places: where (start, end) a literal of a key stands, in order.
+        rules: which names are secret.
+        allowed: whether a value is on the safe list; None where that is empty.
+
+    Returns:
+        The replacements; and whether all values were plainly written: then the same are found in what comes of it,
+        as markers, and no others.
+    """
+    found = Edits()
+    whole = _Text(text)
+    all_plain = True
     looked = 0
-    for start, end in hits:
-        if start < looked:
+    for literal, behind in places:  # up to a million times, so that calls are spared
+        if literal < looked:
             continue
-        begin, end = _name_around(text.text, start, end, looked)
-        looked = end
-        key = _key_named(text.text, begin, end, rules)
-        value = _value_of(text, begin, end, key) if key else None
-        if value:
-            looked = max(looked, value.end)
-            yield value
+        begin = literal
+        if literal > looked and ((before := text[literal - 1]).isalnum() or before in "_-"):
+            begin = _beginning(text, literal, looked)
+        plain = _PLAINLY.match(text, behind)
+        looked = plain.end(1) if plain else _ending(text, literal, behind)
+        name = text[begin:looked].lstrip("-")
+        key = rules.find(name) or (text[begin - 1 : begin] == "\\" and _key_behind_escape(name, rules))
+        if not key or (
+            name == "redacted" and text[begin - 1 : begin] == "["
+        ):  # a marker, where that is a key of one's own
+            continue
+        if plain and (key.rule not in _NEVER_PLAIN or plain.lastindex == _MARKER_GROUP):
+            start, looked = plain.span(plain.lastindex or 0)
+            quote = plain[2] if plain.lastindex == _BARE_GROUP else ""
+            all_plain = all_plain and not quote  # a string that comes into being may go on with one on the next line
+        elif text[looked : looked + 1] not in _SIGNS_BEHIND_KEY:
+            continue
+        else:
+            all_plain = False
+            value = _value_of(whole, begin, looked, key)
+            if value is None:
+                continue
+            start, looked, quote = value.start, max(looked, value.end), value.quote
+        long = looked - start > _LONG
+        stays = _stays(text, start, looked, key) if long else is_kept(text[start:looked], key)
+        if not stays and not (allowed and allowed(text[start:looked])):
+            found.add(start, looked, quote + key.marker + quote if quote else key.marker)
+    return found, all_plain
 
 
-def _name_around(text: str, start: int, end: int, floor: int) -> tuple[int, int]:
-    """The whole name around a literal; a longer one than names are is cut, so that each hit costs the same."""
-    rest = _REST.match(text, end)
-    end = rest.end() if rest else end
-    while end > start and text[end - 1] == "-":
-        end -= 1
+def _beginning(text: str, start: int, floor: int) -> int:
+    """Where the name begins that a literal is part of; a longer one than names are is cut."""
+    if start == floor or not (text[start - 1].isalnum() or text[start - 1] in "_-"):
+        return start
     floor = max(start - _WINDOW, floor)
     before = text[floor:start].rstrip(_ASCII_NAME)
     while before and before[-1].isalnum():
         before = before[:-1].rstrip(_ASCII_NAME)
-    return floor + len(before), end
+    return floor + len(before)
 
 
-def _key_named(text: str, begin: int, end: int, rules: KeyRules) -> Key | None:
-    name = text[begin:end].lstrip("-")
-    if key := rules.find(name):
-        return key
-    escape = _ESCAPE.match(name) if text[begin - 1 : begin] == "\\" else None  # the n of a line break in a repr
+def _ending(text: str, start: int, end: int) -> int:
+    """Where that name ends."""
+    rest = _REST.match(text, end)
+    end = rest.end() if rest else end
+    while end > start and text[end - 1] == "-":
+        end -= 1
+    return end
+
+
+def _stays(text: str, start: int, end: int, key: Key) -> bool:
+    """The same of a long value, as `is_kept` tells it: nearly always its edges do, without a copy of it."""
+    edges = text[start : start + _EDGE] + text[end - _EDGE : end]
+    return is_kept(edges, key) and is_kept(text[start:end], key)
+
+
+def _key_behind_escape(name: str, rules: KeyRules) -> Key | None:
+    """The key of a name whose first letter, behind a backslash, is a line break's in a repr."""
+    escape = _ESCAPE.match(name)
     return rules.find(name[escape.end() :]) if escape else None
 
 
 def _value_of(text: _Text, begin: int, end: int, key: Key) -> _Value | None:
     """The value that belongs to a key, or None where what follows makes it none."""
-    if found := _QUOTED_SEPARATOR.match(text.text, end):
-        return _assigned(text, found.end(), key, quote=found.group(1))
-    if found := _SEPARATOR.match(text.text, end):
+    sign = text.text[end : end + 1]
+    if sign in _QUOTE_SIGNS:
+        if found := _QUOTED_SEPARATOR.match(text.text, end):
+            return _assigned(text, found.end(), key, quote=found.group(1))
+        return _option(text, begin, end, key) or _pair(text, begin, end, key)
+    if sign in _SEPARATOR_SIGNS and (found := _SEPARATOR.match(text.text, end)):
         return _assigned(text, found.end(), key, header=":" in found.group())
-    return _option(text, begin, end, key) or _element(text, begin, end, key) or _pair(text, begin, end, key)
+    if sign in _GAP_SIGNS:
+        return _option(text, begin, end, key) or _element(text, begin, end, key)
+    return None
 
 
 def _assigned(text: _Text, start: int, key: Key, *, quote: str = "", header: bool = False) -> _Value | None:
@@ -267,8 +331,7 @@ def _element(text: _Text, begin: int, end: int, key: Key) -> _Value | None:
     gap = _ELEMENT.match(text.text, end) if text.text[begin - 1 : begin] in ("<", ":") else None
     if not gap:
         return None
-    stop = text.text.find("<", gap.end())
-    return _Value(gap.end(), stop if stop >= 0 else text.line_end(gap.end()), key)
+    return _Value(gap.end(), text.element_end(gap.end()), key)
 
 
 def _pair(text: _Text, begin: int, end: int, key: Key) -> _Value | None:
