@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from spans import Sdk, assert_every_line_is_accounted_for, attributes, events, lines, texts
 
 import trifle_otel as trifle
-from trifle_otel import conventions
+from trifle_otel import conventions, span_events
 
 KIB = 1024
 
@@ -188,6 +188,21 @@ def test_a_longer_text_is_cut_between_characters(sdk: Sdk, text: str) -> None:
     assert 2045 <= len(short.encode()) <= 2048
     assert found["trifle.text_size"] == len(text.encode())
     assert found["trifle.text_ref"] == f"{sdk.record.reference}#2"
+
+
+@pytest.mark.parametrize("window", [1, 3, 64])
+@pytest.mark.parametrize("limit", [1, 3, 4, 10, 50, 10_000])
+@pytest.mark.parametrize("text", ["", "x" * 90, "é" * 45 + "x", "€uro " * 20, "😀" * 25, "a\ud800b" * 20])
+def test_a_long_text_is_cut_window_by_window_as_at_once(
+    monkeypatch: pytest.MonkeyPatch, text: str, limit: int, window: int
+) -> None:
+    """Its beginning and its size in bytes are those of the whole, of which no copy is made."""
+    expected = span_events.shortened(text, limit)
+    monkeypatch.setattr(span_events, "_WINDOW", window)
+    assert span_events.shortened(text, limit) == expected
+    whole = text.encode("utf-8", "backslashreplace")
+    short, size, cut = expected
+    assert (size, cut) == (len(short.encode()), len(whole) if len(whole) > limit else 0)
 
 
 def test_a_result_of_five_megabytes_is_a_preview_with_its_size(sdk: Sdk) -> None:

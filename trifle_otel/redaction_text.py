@@ -182,9 +182,7 @@ def edits(text: str, places: Iterable[tuple[int, int]], rules: KeyRules, allowed
         looked = plain.end(1) if plain else _ending(text, literal, behind)
         name = text[begin:looked].lstrip("-")
         key = rules.find(name) or (text[begin - 1 : begin] == "\\" and _key_behind_escape(name, rules))
-        if not key or (
-            name == "redacted" and text[begin - 1 : begin] == "["
-        ):  # a marker, where that is a key of one's own
+        if not key or (name == "redacted" and text[begin - 1 : begin] == "["):  # of a marker, which is no pair
             continue
         if plain and (key.rule not in _NEVER_PLAIN or plain.lastindex == _MARKER_GROUP):
             start, looked = plain.span(plain.lastindex or 0)

@@ -32,6 +32,7 @@ PLAIN_SIZE = 144
 """Bytes of a line's event beside its text, where nothing was shortened and it is no artifact."""
 
 STATE = "state"  # what a line is, where it is no line but a change of state
+_WINDOW = 1 << 18  # characters of a long text that are encoded at once
 _CLOSED = -1  # room of a `Pending` that takes no more
 AT_ONCE = -2
 """Room of a `Pending` whose lines are taken as they come, by the trace's `log_events.LogEvents`."""
@@ -253,10 +254,15 @@ def short_value(text: str, limit: int = names.MAX_VALUE) -> str:
 
 def shortened(text: str, limit: int) -> tuple[str, int, int]:
     """A text of at most `limit` bytes of UTF-8, its size, and the whole one's size where it was cut (else 0)."""
-    encoded = text.encode("utf-8", "backslashreplace")
-    size = len(encoded)
-    if size <= limit:
-        return encoded.decode(), size, 0
+    if len(text) <= max(limit, _WINDOW):
+        encoded = text.encode("utf-8", "backslashreplace")
+        size = len(encoded)
+        if size <= limit:
+            return encoded.decode(), size, 0
+    else:  # a result of any size is not copied for its beginning
+        encoded = text[:limit].encode("utf-8", "backslashreplace")
+        windows = (text[at : at + _WINDOW] for at in range(0, len(text), _WINDOW))
+        size = sum(len(window.encode("utf-8", "backslashreplace")) for window in windows)
     mark = "…" if limit > 3 else ""
     short = encoded[: limit - len(mark.encode())].decode("utf-8", "ignore") + mark
     return short, len(short.encode()), size
