@@ -26,6 +26,8 @@ KEY, TOKEN, SCHEME, CARD, BEFORE_CARD = 1, 2, 4, 8, 16
 WINDOW = 1 << 20
 """Characters of a text that are made plain at once: of a result of any size no whole copy is made."""
 
+_SHORT = 256
+"""Bytes that all literals together are found in sooner than each half of them alone: the texts of one block, say."""
 _ARROWS = (OPENED[-1], CLOSED[-1], RESULT[0])
 _MARGIN = b"  "  # around a text; two, so that what is found at the end of one takes nothing from the next
 
@@ -41,11 +43,17 @@ class Finder:
         for word in map(_plain, words):
             groups[-1][word] = groups[-1].get(word, 0) | KEY
         self._groups = [_Group(group) for group in groups if group]
+        self._any = _search([literal for group in groups for literal in group])
         self._longest = max((len(literal) for group in groups for literal in group), default=0)
 
     def starts(self, texts: str) -> list[int]:
-        """Where any literals stand, in no order; in texts that are joined with two other characters between."""
+        """Where some literal stands in each text that holds any, in no order.
+
+        The texts are joined, with two characters between that stand in no literal.
+        """
         plain = _plain(texts)
+        if len(plain) < _SHORT:
+            return [start for _, start, _ in self._any(plain)]
         found: list[int] = []
         for group in self._groups:
             if matches := group.search(plain):
