@@ -463,6 +463,14 @@ def test_the_plain_search_covers_every_rule(monkeypatch: pytest.MonkeyPatch) -> 
     assert plain.texts(harmless) is harmless
 
 
+def test_every_literal_has_a_stem_and_every_stem_a_literal() -> None:
+    """What is looked for in a short text first leaves out nothing that the rules would find."""
+    literals = [*redaction_literals._frequent_literals(), *redaction_literals._rare_literals()]
+    stems = redaction_literals.STEMS
+    assert [literal for literal in literals if not any(stem in literal for stem in stems)] == []
+    assert [stem for stem in stems if not any(stem in literal for literal in literals)] == []
+
+
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_a_megabyte_of_hostile_text_takes_bounded_time(unit: str) -> None:
     """No repetition of what a rule begins with makes it slower than in proportion (a quadratic one takes minutes)."""
