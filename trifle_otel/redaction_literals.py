@@ -51,20 +51,16 @@ class Finder:
         for word in map(_plain, words):
             groups[-1][word] = groups[-1].get(word, 0) | KEY
         self._groups = [_Group(group) for group in groups if group]
-        self._any = _search([literal for group in groups for literal in group])
         stems = [*(STEMS if defaults else ()), *map(_plain, words)]
         self._stem = re.compile(b"|".join(map(re.escape, stems))) if stems else None
         self._longest = max((len(literal) for group in groups for literal in group), default=0)
 
     def starts(self, texts: str) -> list[int]:
-        """Where some literal stands in each text that holds any, in no order.
-
-        They are joined, with two other characters between: a find takes one of them at the most.
-        """
+        """Where any literals stand, in no order; in texts that are joined with two other characters between."""
         plain = _plain(texts)
-        if len(plain) < _SHORT:
-            return [start for _, start, _ in self._any(plain)] if self._stem and self._stem.search(plain) else []
         found: list[int] = []
+        if len(plain) < _SHORT and not (self._stem and self._stem.search(plain)):
+            return found
         for group in self._groups:
             if matches := group.search(plain):
                 found += [start for _, start, _ in matches]
