@@ -9,13 +9,11 @@ import argparse
 import asyncio
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED
@@ -23,16 +21,12 @@ from apscheduler.executors.pool import ProcessPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
+from job_process import mark
 
 import trifle_otel as trifle
 from trifle_otel.integrations import apscheduler as ours
 
 ours.instrument()
-
-
-def mark(name: str) -> None:
-    """Say to the test how far a job is."""
-    (Path(os.environ["JOBS_FOLDER"]) / name).touch()
 
 
 def add() -> int:

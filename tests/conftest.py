@@ -88,3 +88,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures of the faults")
         for what, found in figures.noted:
             terminalreporter.write_line(f"{what}: {found}")
+
+
+@pytest.fixture
+def sink() -> Iterator[Any]:
+    """An `otlp_servers.HttpServer` that workers of job frameworks send spans to."""
+    from otlp_servers import HttpServer
+
+    server = HttpServer()
+    yield server
+    server.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -18,7 +17,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded
 from dramatiq.middleware import AsyncIO, Middleware, SkipMessage, TimeLimit
-from opentelemetry import trace as otel
+from job_process import mark, send_spans
 
 import trifle_otel as trifle
 from trifle_otel.integrations import dramatiq as ours
@@ -54,19 +53,7 @@ broker.add_middleware(Choosy())
 dramatiq.set_broker(broker)
 QUEUE = os.environ.get("JOBS_QUEUE", "prices")
 
-if "JOBS_SPANS" in os.environ:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{os.environ['JOBS_SPANS']}/v1/traces")))
-    otel.set_tracer_provider(provider)
-
-
-def mark(name: str) -> None:
-    """Say to the test how far a job is."""
-    (Path(os.environ["JOBS_FOLDER"]) / name).touch()
+send_spans()
 
 
 @dramatiq.actor(queue_name=QUEUE)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from huey import CancelExecution, MemoryHuey, RedisHuey
 from huey.exceptions import RetryTask
-from opentelemetry import trace as otel
+from job_process import mark, send_spans
 
 import trifle_otel as trifle
 from trifle_otel.integrations import huey as ours
@@ -27,14 +26,7 @@ if "JOBS_BROKER" in os.environ:
 else:
     huey = MemoryHuey("prices")
 
-if "JOBS_SPANS" in os.environ:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{os.environ['JOBS_SPANS']}/v1/traces")))
-    otel.set_tracer_provider(provider)
+send_spans()
 
 
 @huey.pre_execute()
@@ -51,11 +43,6 @@ def after(task: Any, value: Any, error: Any) -> None:
     """A hook that records."""
     if task.kwargs.get("y") == "chatty":
         trifle.trace("a hook after")
-
-
-def mark(name: str) -> None:
-    """Say to the test how far a job is."""
-    (Path(os.environ["JOBS_FOLDER"]) / name).touch()
 
 
 @huey.task()

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 
-from opentelemetry import trace as otel
+from job_process import mark, send_spans
 from taskiq import SimpleRetryMiddleware
 from taskiq_redis import ListQueueBroker
 
@@ -27,19 +26,7 @@ broker = ListQueueBroker(
 ).with_middlewares(SimpleRetryMiddleware())
 ours.instrument()
 
-if "JOBS_SPANS" in os.environ:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{os.environ['JOBS_SPANS']}/v1/traces")))
-    otel.set_tracer_provider(provider)
-
-
-def mark(name: str) -> None:
-    """Say to the test how far a task is."""
-    (Path(os.environ["JOBS_FOLDER"]) / name).touch()
+send_spans()
 
 
 @broker.task

@@ -72,14 +72,6 @@ def shop(own_folder: Path, server_missing: Callable[[str], NoReturn]) -> Iterato
     made.close()
 
 
-@pytest.fixture
-def sink() -> Iterator[HttpServer]:
-    """An OTLP server that workers send spans to."""
-    server = HttpServer()
-    yield server
-    server.close()
-
-
 @slow
 def test_every_attempt_of_taskiq_is_an_archive(shop: TaskiqShop) -> None:
     """One trace for each attempt, with its queue and how it ended, and none for what opted out."""

@@ -144,14 +144,6 @@ def shop(make_shop: Callable[..., Shop]) -> Shop:
     return make_shop()
 
 
-@pytest.fixture
-def sink() -> Iterator[HttpServer]:
-    """An OTLP server that workers send spans to."""
-    server = HttpServer()
-    yield server
-    server.close()
-
-
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait until something holds that another process does."""
     deadline = time.monotonic() + WITHIN

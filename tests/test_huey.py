@@ -434,14 +434,6 @@ def shop(tmp_path: Path, server_missing: Callable[[str], NoReturn]) -> Iterator[
     made.close()
 
 
-@pytest.fixture
-def sink() -> Iterator[HttpServer]:
-    """An OTLP server that workers send spans to."""
-    server = HttpServer()
-    yield server
-    server.close()
-
-
 @slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_attempt_is_an_archive_in_threads_and_processes(shop: Shop, kind: str) -> None:

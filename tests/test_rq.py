@@ -454,14 +454,6 @@ def shop(tmp_path: Path, connection: Redis) -> Iterator[Shop]:
     made.close()
 
 
-@pytest.fixture
-def sink() -> Iterator[HttpServer]:
-    """An OTLP server that workers send spans to."""
-    server = HttpServer()
-    yield server
-    server.close()
-
-
 @slow
 @pytest.mark.parametrize("kind", ["worker", "simple", "spawn"])
 def test_every_attempt_is_an_archive_in_every_worker(shop: Shop, kind: str) -> None:
