@@ -258,6 +258,19 @@ def test_a_secret_is_found_wherever_it_stands_among_the_lines(make: Callable[[li
         assert REDACTOR.texts(lines) == [REDACTOR.text(line) for line in lines]
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            ["", "\0", "\0\0", "a\0b", "42", "↴", "it weighs 12", "pwd=hunter2", "4111 1111 1111 1111", JWT]
+        ),
+        max_size=30,
+    )
+)
+def test_the_line_with_a_secret_is_found_behind_empty_ones_and_such_with_nuls(lines: list[str]) -> None:
+    """Of few secrets and of many: what stands between lines when they are searched may stand in one as well."""
+    assert REDACTOR.texts(lines) == [REDACTOR.text(line) for line in lines]
+
+
 def test_lines_without_a_secret_come_back_as_the_same_list() -> None:
     """Where nothing matches, nothing is copied, however many lines there are."""
     lines = price_job(1)

@@ -7,7 +7,7 @@ artifacts. Pure: what is made here is written by `spool` and `delivery`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from io import SEEK_END, BytesIO
@@ -27,12 +27,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 1_000_000_000
 
 
-def _random_id() -> int:
-    """One of 16 hex digits, with room above for very many."""
-    return int.from_bytes(os.urandom(8), "big") >> 1
+def _new_ids() -> Iterator[str]:
+    """Span ids: from a random one of 16 hex digits on, with room above for very many."""
+    return map("%x".__mod__, count(1 << 62 | int.from_bytes(os.urandom(8), "big") >> 2))
 
 
-_ids = count(_random_id())
+_ids = _new_ids()
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
             start, end = at * _SECOND, (at + 1) * _SECOND
         span = frame.span_id
         if span is None:
-            frame.span_id = span = f"{next(_ids):016x}"
+            frame.span_id = span = next(_ids)
         if state is not SUCCESS:
             unusual.append(state)
         if kind is CLOSE:
@@ -268,7 +268,7 @@ def _count(recording: Recording, total: int, tally: Tally) -> None:
 
 def _identify(frame: Frame) -> str:
     """An id for a block that has no span of its own."""
-    frame.span_id = found = f"{next(_ids):016x}"
+    frame.span_id = found = next(_ids)
     return found
 
 
@@ -276,10 +276,10 @@ def _time(ns: int) -> datetime:
     return _EPOCH + timedelta(microseconds=ns // 1000)
 
 
-def _new_ids() -> None:
+def _after_fork() -> None:
     global _ids  # noqa: PLW0603 - forked siblings may record into one distributed trace: their ids must differ
-    _ids = count(_random_id())
+    _ids = _new_ids()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_ids)
+    os.register_at_fork(after_in_child=_after_fork)

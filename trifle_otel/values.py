@@ -111,6 +111,8 @@ def jsonable(value: Any, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITE
         max_depth: how many containers may lie inside one another.
         max_items: how many values may come out in all; the rest of a container is then one text.
     """
+    if type(value) is str:  # as most of a context's fields are
+        return clean_text(value)
     try:
         return _Walk(max_depth, max_items).plain(value, 0)
     except Exception as error:
