@@ -4,8 +4,9 @@ Arq needs a Redis; say where it is, and one command enqueues jobs, works them of
 
     REDIS_URL=redis://localhost python arq_app.py
 
-In production workers run as ever, `arq arq_app.WorkerSettings`. Arq's messages have no place for a trace context, so
-that enqueuer and worker are two distributed traces. It needs `pip install "trifle-otel[cli]" arq`.
+In production workers run as ever, `arq arq_app.WorkerSettings`. The enqueuer's trace context travels in the job's
+message, so that enqueuer and worker are one distributed trace where both are set up. It needs
+`pip install "trifle-otel[cli]" arq`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RATES = {"EUR": 1.0, "USD": 1.08, "HUF": 391.0}
 QUEUE = "trifle-example"
 
 archive = trifle.configure(os.environ.get("TRIFLE_ARCHIVE", "./traces"))
-arq.instrument()  # before workers are made
+arq.instrument()  # before workers are made, and where jobs are enqueued
 
 
 @job_options(key="shop/price", retention=30)
@@ -52,16 +53,18 @@ class WorkerSettings:
 async def main() -> None:
     """Enqueue, work all off, and show the traces."""
     redis = await create_pool(WorkerSettings.redis_settings, default_queue_name=QUEUE)
-    for product in (9, 10):
-        await redis.enqueue_job("price", product, "HUF")
+    with trifle.tracer("shop/campaign", meta={"products": [9, 10]}):  # spans of all traces are of one distributed trace
+        for product in (9, 10):
+            await redis.enqueue_job("price", product, "HUF")
     worker = Worker(
         WorkerSettings.functions, redis_pool=redis, queue_name=QUEUE, burst=True, handle_signals=False, poll_delay=0.1
     )
     await worker.main()
     await worker.close()
-    records = archive.search(limit=4).records[::-1]
+    records = archive.search(limit=5).records[::-1]
     for record in records:
-        print(record.reference, record.state.ljust(7), record.key, f"try {record.context['attempt']}", record.meta)
+        attempt = record.context.get("attempt", 1)
+        print(record.reference, record.state.ljust(7), record.key.ljust(13), f"try {attempt}", record.meta)
     print("\nOne of them in full: trifle-otel show", records[-1].reference)
 
 

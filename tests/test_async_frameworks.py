@@ -1,4 +1,4 @@
-"""Arq, Taskiq, Procrastinate and APScheduler: each attempt is one trace, with the same semantics."""
+"""Taskiq, Procrastinate and APScheduler: each attempt is one trace, with the same semantics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-import arq
-import arq.worker
 import procrastinate
 import procrastinate.testing
 import pytest
@@ -21,7 +19,6 @@ from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
-from arq.connections import RedisSettings
 from spans import Sdk, parent_id, span_id
 from taskiq import InMemoryBroker, SimpleRetryMiddleware
 from taskiq.exceptions import NoResultError
@@ -31,7 +28,6 @@ from workshop import Workshop
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
 from trifle_otel.integrations import apscheduler as for_apscheduler
-from trifle_otel.integrations import arq as for_arq
 from trifle_otel.integrations import procrastinate as for_procrastinate
 from trifle_otel.integrations import taskiq as for_taskiq
 from trifle_otel.integrations.attempts import job_options
@@ -46,8 +42,8 @@ def archive() -> Archive:
 
 @pytest.fixture(autouse=True)
 def instrumented() -> Iterator[None]:
-    """All four, until the test ends."""
-    modules: list[Any] = [for_arq, for_taskiq, for_procrastinate, for_apscheduler]
+    """All three, until the test ends."""
+    modules: list[Any] = [for_taskiq, for_procrastinate, for_apscheduler]
     for module in modules:
         module.instrument()
     yield
@@ -183,127 +179,6 @@ def test_taskiq_joins_enqueuer_and_worker() -> None:
 
     asyncio.run(run())
     assert parent_id(sdk.root) == ours == span_id(sdk.named("request"))
-
-
-# -- Arq
-
-
-arq_itself = pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")  # as it ends a worker
-
-
-@pytest.fixture
-def redis_settings(server_missing: Callable[[str], NoReturn]) -> RedisSettings:
-    """A real Redis."""
-    try:
-        server = servers.redis()
-    except servers.ServerMissingError as missing:
-        server_missing(str(missing))
-    return RedisSettings(port=server.port)
-
-
-def run_arq(settings: RedisSettings, functions: list[Any], *jobs: tuple[Any, ...], **options: Any) -> None:
-    """Enqueue jobs, and run a worker until none is left."""
-
-    async def run() -> None:
-        pool = await arq.create_pool(settings, default_queue_name="trifle")
-        await pool.flushdb()
-        for job in jobs:
-            await pool.enqueue_job(*job)
-        worker = arq.Worker(
-            functions=functions,
-            redis_pool=pool,
-            burst=True,
-            poll_delay=0.01,
-            queue_name="trifle",
-            handle_signals=False,
-            **options,
-        )
-        await worker.async_run()
-        await worker.close()
-
-    asyncio.run(run())
-
-
-async def arq_price(ctx: dict[str, Any], number: int) -> int:
-    """A job."""
-    trifle.trace("pricing")
-    return number * 2
-
-
-async def arq_flaky(ctx: dict[str, Any]) -> int:
-    """A job that asks for a second try."""
-    if ctx["job_try"] < 2:
-        raise arq.Retry
-    return 7
-
-
-async def arq_slow(ctx: dict[str, Any]) -> None:
-    """A job that takes too long."""
-    trifle.trace("waiting")
-    await asyncio.sleep(30)
-
-
-async def arq_failing(ctx: dict[str, Any]) -> None:
-    """A job that raises."""
-    raise ValueError("no rate")
-
-
-@arq_itself
-def test_an_arq_job_is_a_trace(archive: Archive, redis_settings: RedisSettings) -> None:
-    """Its arguments, its id, its result."""
-    run_arq(redis_settings, [arq_price], ("arq_price", 7))
-    (record,) = records(archive)
-    assert record.key.endswith("test_async_frameworks/arq_price")
-    assert (record.meta, record.state, record.context["queue"]) == ([7], "success", "trifle")
-    assert messages(archive, record) == ["pricing", "14"]
-    assert record.tags == (record.context["job_id"],)
-
-
-@arq_itself
-def test_how_arq_jobs_end(archive: Archive, redis_settings: RedisSettings) -> None:
-    """A retry is a warning, an exception and a time limit are errors."""
-    functions = [arq_flaky, arq_failing, arq.worker.func(arq_slow, timeout=0.05, max_tries=1)]
-    run_arq(redis_settings, functions, ("arq_flaky",), ("arq_failing",), ("arq_slow",), retry_jobs=True)
-    found = {(record.key.rpartition("/")[2], record.context["attempt"]): record for record in records(archive)}
-    assert {name: record.state for name, record in found.items()} == {
-        ("arq_flaky", 1): "warning",
-        ("arq_flaky", 2): "success",
-        ("arq_failing", 1): "error",
-        ("arq_slow", 1): "error",
-    }
-    assert messages(archive, found["arq_failing", 1])[0] == "Exception: no rate"
-    assert messages(archive, found["arq_slow", 1])[0] == "waiting"
-    assert messages(archive, found["arq_slow", 1])[1].startswith("Cancelled")
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_an_arq_worker_that_is_stopped_leaves_closed_traces(
-    own_folder: Path, redis_settings: RedisSettings, kind: signal.Signals
-) -> None:
-    """Told to stop it cancels its jobs, and they say so; of one that is killed the next process closes them."""
-    shop = Workshop("arq_jobs", own_folder, f"redis://127.0.0.1:{redis_settings.port}/0")
-
-    async def send() -> None:
-        pool = await arq.create_pool(redis_settings, default_queue_name=shop.queue)
-        await pool.enqueue_job("hangs")
-        await pool.aclose()
-
-    try:
-        worker = shop.work("-m", "arq", "arq_jobs.WorkerSettings", ready="Starting worker")
-        asyncio.run(send())
-        shop.wait_for("hangs")
-        worker.stop(kind)
-        record = shop.record("hangs", recover=kind is signal.SIGKILL)
-    finally:
-        shop.close()
-    if kind is signal.SIGKILL:
-        shop.check_dead(record)
-        return
-    assert record.state == "error"
-    lines = shop.messages(record)
-    assert lines[:2] == ["waiting ↴", "inside"]
-    assert "Cancelled: out of time, aborted, or the worker ends" in lines
 
 
 # -- Procrastinate

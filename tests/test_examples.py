@@ -163,6 +163,7 @@ def test_arq_app(server_missing: Callable[[str], NoReturn]) -> None:
     except servers.ServerMissingError as missing:
         server_missing(str(missing))
     assert archived("arq_app.py", REDIS_URL=f"redis://127.0.0.1:{server.port}") == [
+        ("shop/campaign", "success"),
         *[("shop/price", "success")] * 2,
         *[("shop/price", "warning")] * 2,
     ]
