@@ -8,7 +8,6 @@ a serializer of somebody's own that does not pickle lets it go. What an attempt 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -32,6 +31,7 @@ from trifle_otel.integrations.attempts import (
     ship_before_exit,
     start,
 )
+from trifle_otel.integrations.behind import look_behind, put_behind
 from trifle_otel.integrations.patching import Patches
 from trifle_otel.runtime import runtime
 
@@ -48,7 +48,6 @@ except ImportError as missing:
         f"tracing Huey's tasks needs Huey: pip install 'trifle-otel[huey]' ({missing})"
     ) from missing
 
-_BEHIND: Final = b"\ntrifle_otel:"  # what follows a message; `pickle` promises to ignore bytes past its end
 _HEADERS: Final = "trifle_headers"  # of a task: what its message brought along, or is to take along
 _RUN: Final = "trifle_run"  # of a task that Huey works on
 
@@ -84,8 +83,8 @@ def instrument(
         _patches.put(Huey, "notify_interrupted_tasks", _interrupt)
         _patches.put(Huey, "serialize_task", _pack)
         _patches.put(Huey, "deserialize_task", _unpack)
-        _patches.put(Serializer, "_serialize", _put_behind)
-        _patches.put(Serializer, "_deserialize", _look_behind)
+        _patches.put(Serializer, "_serialize", _serialize)
+        _patches.put(Serializer, "_deserialize", _deserialize)
         _patches.put(consumer.Consumer, "start", _consume)
         _patches.put(consumer.Worker, "shutdown", _shut_down)
 
@@ -191,11 +190,9 @@ def _pack(theirs: Any, huey: Any, task: Any) -> Any:
         _passing.headers = None
 
 
-def _put_behind(theirs: Any, serializer: Any, data: Any) -> Any:
+def _serialize(theirs: Any, serializer: Any, data: Any) -> Any:
     headers, packed = getattr(_passing, "headers", None), theirs(serializer, data)
-    if headers and isinstance(data, Message) and isinstance(packed, bytes) and packed.endswith(b"."):
-        return packed + _BEHIND + json.dumps(headers).encode()
-    return packed
+    return put_behind(packed, headers) if headers and isinstance(data, Message) else packed
 
 
 def _unpack(theirs: Any, huey: Any, data: Any) -> Any:
@@ -211,20 +208,10 @@ def _unpack(theirs: Any, huey: Any, data: Any) -> Any:
         _passing.reading = False
 
 
-def _look_behind(theirs: Any, serializer: Any, data: Any) -> Any:
-    if getattr(_passing, "reading", False) and isinstance(data, bytes):
-        place = data.rfind(_BEHIND)
-        if place >= 0:
-            _passing.headers = _headers_in(data[place + len(_BEHIND) :])
+def _deserialize(theirs: Any, serializer: Any, data: Any) -> Any:
+    if getattr(_passing, "reading", False):
+        _passing.headers = look_behind(data)
     return theirs(serializer, data)
-
-
-def _headers_in(data: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except ValueError:  # part of an argument
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 # -- an attempt
