@@ -17,7 +17,7 @@ import pytest
 from trifle_otel import Archive, adoption
 from trifle_otel.adoption import ROWS_DROPPED, TOO_MUCH, TOO_OLD, Adopter
 from trifle_otel.encoding import encode_record
-from trifle_otel.errors import StoreUnavailable
+from trifle_otel.errors import ConfigurationError, StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import Folder, Query, TraceRecord
 from trifle_otel.runtime import Troubles
@@ -343,10 +343,40 @@ class Broken(MemoryStore):
 
 
 def test_a_store_that_raises_where_it_may_not_loses_nothing(tmp_path: Path) -> None:
-    """A driver that breaks its contract has its traces put aside, where they can be looked at."""
+    """A driver that breaks its contract is asked to take each trace by itself, which is told."""
     dead(tmp_path, 2)
-    adopt(tmp_path, Broken(), MemoryIndex())
-    assert len(list((tmp_path / "unshippable").glob("*/record.json"))) == 2
+    troubles = Troubles(None)
+    assert Shipper(Broken(), MemoryIndex(), Spool(tmp_path), troubles).adopt() == 2
+    assert list(tmp_path.iterdir()) == []
+    assert troubles.counts["the store breaks its contract; traces are taken one by one"] == 1
+
+
+class RefusingToDelete(MemoryIndex):
+    """An index that does not forget one record, for one reason or another."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def delete(self, references: Sequence[str]) -> None:
+        """Refuse."""
+        raise self.reason
+
+
+@pytest.mark.parametrize(
+    "reason, aside", [(TypeError("a fault of its own"), True), (ConfigurationError("wrong credentials"), False)]
+)
+def test_what_a_job_ignored_holds_up_no_other(tmp_path: Path, reason: Exception, aside: bool) -> None:
+    """Where a driver breaks at a trace that is to be forgotten it is put aside; what somebody may mend waits."""
+    spool, _ = left_behind(tmp_path)
+    record = sample_record(state="success")
+    folder = spool.folder("ignored")
+    save(spool, folder, {"ignored.json": b"{}"}, encode_record(record))
+    spool.forget()
+    shipped = Shipper(MemoryStore(), RefusingToDelete(reason), Spool(tmp_path), Troubles(None)).adopt()
+    assert shipped == 0
+    assert (tmp_path / "unshippable").exists() is aside
+    assert Path(folder).exists() is not aside
 
 
 DYING = """

@@ -23,7 +23,7 @@ from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.indexes.sqlite import SQLiteIndex
 from trifle_otel.queries import make_query
 from trifle_otel.reading import read_entries
-from trifle_otel.records import Folder, TraceRecord
+from trifle_otel.records import Folder, Query, TraceRecord
 from trifle_otel.stores.files import FileStore
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.testing import START, sample_record
@@ -426,6 +426,34 @@ def test_cleanup_of_more_than_a_batch() -> None:
     assert archive.cleanup(now=NOW, dry_run=True) == 2_500
     assert archive.cleanup(now=NOW) == 2_500
     assert archive.search().records == []
+
+
+class Paged(MemoryIndex):
+    """An index of somebody's own: it counts as the contract does, and notes how many records it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def search(self, query: Query) -> list[TraceRecord]:
+        """Search, and note the limit."""
+        self.asked.append(query.limit)
+        return super().search(query)
+
+    def expired(self, now: datetime, limit: int = 1000) -> list[TraceRecord]:
+        """The same of what is over."""
+        self.asked.append(limit)
+        return super().expired(now, limit)
+
+
+def test_a_dry_run_holds_a_page_of_records_at_a_time() -> None:
+    """However many traces are over, counting them takes no more memory than deleting them."""
+    index = Paged()
+    archive = Archive(MemoryStore(), index)
+    times = [START if n % 2 else NOW for n in range(5_000)]
+    index.put([sample_record(reference=f"ref-{n}", parts=0, first_at=time) for n, time in enumerate(times)])
+    assert archive.cleanup(now=NOW, dry_run=True) == 2_500
+    assert max(index.asked) <= 1000
 
 
 def test_cleanup_of_payloads_that_no_index_knows(archive: Archive) -> None:

@@ -23,6 +23,7 @@ import trifle_otel as trifle
 from trifle_otel import Archive, configuration
 from trifle_otel import runtime as surroundings
 from trifle_otel.errors import ConfigurationError, TrifleError
+from trifle_otel.references import MAX_PREFIX_BYTES
 from trifle_otel.runtime import runtime
 from trifle_otel.settings import Settings
 
@@ -564,6 +565,32 @@ def test_a_wrong_environment_at_first_use_stops_no_job(
     told = [record for record in caplog.records if "not configured" in record.getMessage()]
     assert len(told) == 1
     assert value in told[0].getMessage()
+
+
+LONG_PREFIX = "p" * (MAX_PREFIX_BYTES - 1) + "é"
+
+
+def test_a_prefix_that_leaves_no_room_for_long_keys_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not when the first long key is lost: at `configure`, and at first use. Reading asks for no room."""
+    pytest.importorskip("obstore", reason="the extra s3 is not installed")
+    url = f"s3://bucket/{LONG_PREFIX}?endpoint=http://127.0.0.1:9"
+    with pytest.raises(ConfigurationError, match=f"has {MAX_PREFIX_BYTES + 1} bytes; no more than {MAX_PREFIX_BYTES}"):
+        trifle.configure(url, index="memory:")
+    monkeypatch.setenv("TRIFLE_ARCHIVE", url)
+    monkeypatch.setenv("TRIFLE_INDEX", "memory:")
+    record_one()
+    assert "take a shorter one" in caplog.text
+    with trifle.Archive.open(url, "memory:") as archive:
+        assert archive.search().records == []
+
+
+def test_the_longest_prefix_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused that leaves room."""
+    pytest.importorskip("obstore", reason="the extra s3 is not installed")
+    with trifle.Archive.open(f"s3://bucket/{'p' * MAX_PREFIX_BYTES}", "memory:") as archive:
+        archive.store.check_names()
 
 
 def test_a_corrupt_index_at_first_use_costs_no_payload(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from trifle_otel import encoding
 from trifle_otel.errors import DamagedArchive, InvalidCursor
-from trifle_otel.records import Folder, Position, TraceRecord
+from trifle_otel.records import Position, TraceRecord
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
 CLEAN_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -352,32 +352,6 @@ def test_names_of_parts() -> None:
     for name in ("data_0.json", "data_01.json", "data_.json", "data_1.json.gz.tmp", "xdata_1.json", "data_١.json", ""):
         assert encoding.parse_part_name(name) is None
     assert encoding.artifact_name("a/b.csv") == "artifacts/a/b.csv"
-
-
-@pytest.mark.parametrize(
-    "path, folder",
-    [
-        ("7/commodity/calculate/one/REF", Folder(7, "commodity/calculate/one", "REF")),
-        ("14/Space Job/ünï/REF", Folder(14, "Space Job/ünï", "REF")),
-        ("7/REF", None),
-        ("7//REF", None),
-        ("7/a//REF", None),
-        ("7/a/", None),
-        ("/a/REF", None),
-        ("07/a/REF", None),
-        ("-7/a/REF", None),
-        ("x/a/REF", None),
-        ("٧/a/REF", None),
-        ("7/../REF", None),
-        ("7/a/..", None),
-        (".spool/a/REF", None),
-        ("", None),
-    ],
-)
-def test_paths_of_folders(path: str, folder: Folder | None) -> None:
-    """A path of retention, key and reference is a folder of just that path; anything else is none."""
-    assert encoding.parse_folder(path) == folder
-    assert folder is None or folder.path == path
 
 
 # --- Records

@@ -75,11 +75,11 @@ def test_every_part_is_read_as_ruby_reads_it(case: Path) -> None:
     assert len(read) == expected_record(case)["length"]
 
 
-def test_the_folder_of_a_part_tells_key_and_reference(case: Path) -> None:
-    """Retention, key and reference that the path of a part tells are those of the record."""
+def test_a_part_lies_in_the_folder_of_its_trace(case: Path) -> None:
+    """The path of a part is made of the record's retention, key and reference."""
     path = parts(case)[0].parent.relative_to(case / "archive").as_posix()
     fields = expected_record(case)
-    assert encoding.parse_folder(path) == Folder(fields["retention"], fields["key"], fields["reference"])
+    assert path == Folder(fields["retention"], fields["key"], fields["reference"]).path
 
 
 def test_every_artifact_of_an_entry_is_where_its_name_says(case: Path) -> None:

@@ -45,13 +45,13 @@ STORED = "errors records references strict_json encoding plain_files"
 COMMANDS = (
     "checkup archive reading queries outline heartbeat wording tallies comparison configuration recording"
     " grep patterns following"
-    " arrangement differences value_trees unfolding replaying.replay receiver.server span_exporter"
+    " arrangement differences value_trees unfolding pictures replaying.replay receiver.server span_exporter"
     " delivery shipper spool metrics otlp.endpoint"
     " otlp.sending otlp.files executions.importing"
 )
 SHOWN = (
     f"{STORED} archive reading queries outline arrangement heartbeat wording tallies comparison"
-    " differences unfolding value_trees value_html"
+    " differences unfolding value_trees value_html pictures"
 )
 
 # "*" stands for this module's own folder's children, or for anything at all where it stands alone.
@@ -169,6 +169,7 @@ LAYERS = {
     "queries": Layer(STORED),
     "outline": Layer("errors records"),
     "heartbeat": Layer("records"),
+    "pictures": Layer(),
     "wording": Layer(STORED),
     "comparison": Layer("records outline"),
     "arrangement": Layer("records outline reading"),

@@ -17,6 +17,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +28,8 @@ from ports import free_port
 from s3_server import S3Server, is_installed, localbucket, moto
 
 import trifle_otel
+from trifle_otel import Archive
+from trifle_otel.checkup import examine
 from trifle_otel.errors import (
     ConfigurationError,
     DamagedArchive,
@@ -34,6 +38,7 @@ from trifle_otel.errors import (
     TrifleError,
     UsageError,
 )
+from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import Folder
 from trifle_otel.stores.contract import OutOfReach, Store
 from trifle_otel.stores.lifecycle import merged, rules
@@ -41,7 +46,7 @@ from trifle_otel.stores.object_driver import Refused, load_obstore, open_bucket,
 from trifle_otel.stores.object_urls import ObjectLocation, parse_object_url
 from trifle_otel.stores.objects import ObjectStore, open_objects
 from trifle_otel.stores.parallel import at_once
-from trifle_otel.testing import StoreContract, contents, local_folder
+from trifle_otel.testing import StoreContract, contents, local_folder, sample_record
 
 pytest.importorskip("obstore", reason="the extra s3 is not installed")
 
@@ -291,6 +296,51 @@ def test_a_trace_lies_in_the_bucket_that_it_names(server: S3Server) -> None:
     for call in (store.names, store.delete, lambda folder: store.write(folder, "record.json", b"")):
         with pytest.raises(ConfigurationError, match=r"'elsewhere'.*add it"):
             call(FOLDER._replace(bucket="elsewhere"))
+
+
+def test_a_bucket_that_the_url_names_no_more_is_told(server: S3Server, bucket: str) -> None:
+    """Reading such a trace, and `doctor`, name the bucket and what to do; other traces are read."""
+    with closing(Archive(open_objects(f"s3://{bucket}?endpoint={server.endpoint}"), MemoryIndex())) as archive:
+        now = datetime.now(timezone.utc)
+        here, gone = (
+            sample_record(reference=name, bucket_name=name, parts=1, first_at=now) for name in (bucket, "dropped")
+        )
+        archive.store.write(here.folder, "data_1.json", b"[]")
+        archive.index.put([here, gone])
+        assert archive.entries(here) == []
+        for read in (archive.entries, lambda record: archive.artifact(record, "a.txt")):  # as viewer and commands do
+            with pytest.raises(ConfigurationError, match=rf"in the bucket 'dropped', which s3://{bucket}.* add it"):
+                read(gone)
+        found = {finding.what: finding for finding in examine(archive)}
+        assert found["archive"].state == "success"
+        assert found["payloads"].state == "error"
+        assert re.search(r"in the bucket 'dropped', .* add it", found["payloads"].message)
+
+
+class PanicException(BaseException):
+    """What pyo3 makes of a panic in Rust."""
+
+
+def test_a_panic_of_obstore_is_an_error_of_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no outage, which would hold up others, and ends no thread; an interruption passes."""
+    store = open_objects("s3://bucket?endpoint=http://127.0.0.1:9")
+
+    def put(client: Any, path: str, *arguments: Any, **options: Any) -> None:
+        if "ref-00000" in path:
+            raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(load_obstore(), "put", put)
+    moves = batch_of(tmp_path, 3)
+    errors = store.take_many(moves)
+    assert [type(error) for error in errors] == [TrifleError, type(None), type(None)]
+    assert [local.exists() for _, local in moves] == [True, False, False]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load_obstore(), "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(FOLDER, "record.json", b"{}")
 
 
 def test_only_traces_are_folders(server: S3Server, bucket: str, store: ObjectStore) -> None:

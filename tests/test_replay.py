@@ -23,7 +23,7 @@ from spans import Sdk, attributes, parent_id, span_id
 import trifle_otel as trifle
 from trifle_otel import Archive, Entry, TraceRecord
 from trifle_otel.encoding import encode_part, encode_record
-from trifle_otel.errors import TrifleError, UsageError
+from trifle_otel.errors import StoreUnavailable, TrifleError, UsageError
 from trifle_otel.otlp.writing import request_of
 from trifle_otel.replaying.replay import Replay, Report, replay
 from trifle_otel.replaying.spans import PREVIEWS, ArchivedTrace, Extent
@@ -616,6 +616,48 @@ def test_an_endpoint_that_goes_away_ends_it(archive: Archive, http: HttpServer) 
     assert (work.report.traces, work.report.requests, work.report.spans) == (1, 2, 1_024)
 
 
+def test_an_endpoint_that_goes_away_leaves_no_trace_untold(archive: Archive, http: HttpServer) -> None:
+    """Every trace of which spans were made is counted as sent, or named as one that was not, or not wholly."""
+    records = [add(archive, lines(600), reference=f"r{number}") for number in range(3)]
+    http.replies = [Reply(), Reply(), Reply(401)]
+    with replaying(archive, http) as work, pytest.raises(TrifleError, match="401"):
+        work.run(records)
+    assert list(work.report.failed) == ["r1", "r2"]
+
+
+@pytest.mark.parametrize("reads", [1, 3, 4])
+def test_a_store_that_fails_midway_leaves_no_span_untold(
+    archive: Archive, http: HttpServer, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    """What was read until then is sent and counted; the trace that could not be read is named."""
+    records = [add(archive, lines(299), reference=f"r{number}") for number in range(5)]
+    read = archive.entries
+
+    def entries(record: TraceRecord | str) -> Any:
+        if record is records[reads]:
+            raise StoreUnavailable("it is down")
+        return read(record)
+
+    monkeypatch.setattr(archive, "entries", entries)
+    with replaying(archive, http) as work, pytest.raises(StoreUnavailable, match="it is down"):
+        work.run(records)
+    report = work.report
+    assert (report.traces, report.spans, len(http.spans)) == (reads, 300 * reads, 300 * reads)
+    assert list(report.failed) == [f"r{reads}"]
+
+
+def test_an_index_that_fails_midway_leaves_no_span_untold(archive: Archive, http: HttpServer) -> None:
+    """Of the traces that a search has found so far everything is sent, before it is said that there may be more."""
+
+    def found() -> Iterator[TraceRecord]:
+        yield add(archive, lines(9))
+        raise StoreUnavailable("it is down")
+
+    with replaying(archive, http) as work, pytest.raises(StoreUnavailable, match="it is down"):
+        work.run(found())
+    assert (work.report.traces, work.report.spans, len(http.spans)) == (1, 10, 10)
+
+
 def replaying(archive: Archive, server: OtlpServer, **options: Any) -> Any:
     """A replay whose report can be seen while it runs."""
     from contextlib import contextmanager
@@ -641,6 +683,17 @@ def test_damage_is_told_and_the_rest_sent(archive: Archive, http: HttpServer) ->
     assert len(report.problems) == 2
     assert "part 2" in report.problems[0]
     assert "part_row_x.txt" in report.problems[1]
+
+
+def test_a_message_that_is_no_file_is_told_and_the_rest_sent(archive: Archive, http: HttpServer) -> None:
+    """A link in the place of a message that lies beside is not followed, and ends nothing."""
+    record = add(archive, [entry("a line"), entry("part_row_x.txt", kind="media", size=200_000)])
+    artifacts = Path("traces", record.folder.path, "artifacts")
+    artifacts.mkdir()
+    (artifacts / "part_row_x.txt").symlink_to("/etc/hostname")
+    report = replay(archive, [record], http.endpoint)
+    assert (report.traces, report.spans, list(report.failed)) == (1, 1, [record.reference])
+    assert "part_row_x.txt" in report.problems[0]
 
 
 # --- Pace

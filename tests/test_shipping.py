@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import trifle_otel as trifle
 from trifle_otel import Archive, backlog, shipper, spool
 from trifle_otel.adoption import TOO_MUCH
 from trifle_otel.delivery import Delivery
+from trifle_otel.encoding import encode_record
 from trifle_otel.errors import NotFound, StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
 from trifle_otel.records import Folder, TraceRecord
@@ -32,7 +34,8 @@ from trifle_otel.shipper import Shipper
 from trifle_otel.spool import Note, Parcel, Spool
 from trifle_otel.stores.files import FileStore
 from trifle_otel.stores.memory import MemoryStore
-from trifle_otel.testing import run_at_once, sample_record
+from trifle_otel.stores.parallel import take_at_once
+from trifle_otel.testing import local_folder, run_at_once, sample_record
 
 
 class Faulty(MemoryStore):
@@ -894,5 +897,221 @@ def test_a_batch_that_is_refused_lengthens_the_pause_once(tmp_path: Path) -> Non
     store.fault = refuse
     ship = Shipper(store, MemoryIndex(), Spool(tmp_path), Troubles(None))
     records = [sample_record(reference=str(number), state="success") for number in range(20)]
-    ship._ship([Parcel(record, files={"data_1.json": b"[]"}) for record in records])
+    ship._ship({at: Parcel(record, files={"data_1.json": b"[]"}) for at, record in enumerate(records)})
     assert ship._pause == shipper.FIRST_PAUSE
+
+
+# --- drivers with faults of their own
+
+
+@pytest.mark.parametrize("results", [None, [], [None]])
+def test_a_store_that_does_not_say_what_became_of_each_loses_nothing(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, results: Any
+) -> None:
+    """Where `take_many` breaks its contract each trace is taken by itself, and that is told."""
+    monkeypatch.setattr(setup.store, "take_many", lambda _: results)
+    setup.store.fault = unavailable
+    for number in range(3):
+        setup.record(f"jobs/{number}")
+    assert not trifle.flush(0.1)
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/0", "jobs/1", "jobs/2"]
+    assert setup.troubles.counts["the store breaks its contract; traces are taken one by one"] >= 1
+
+
+def test_a_trace_at_which_a_store_breaks_costs_no_other(setup: Setup) -> None:
+    """A store whose `take_many` raises at one trace has that one put aside, and the rest of its batch shipped."""
+    release = threading.Event()
+
+    def broken(moves: Sequence[tuple[Folder, Path]]) -> list[Exception | None]:
+        assert release.wait(20)
+        for folder, local in moves:
+            setup.store.take(folder, local)
+        return [None] * len(moves)
+
+    def fault(folder: Folder, name: str, data: bytes | Path) -> None:
+        if folder.key == "jobs/bad":
+            raise TypeError("a fault of its own")
+        MemoryStore.write(setup.store, folder, name, data)
+
+    setup.store.write = fault  # type: ignore[method-assign]
+    setup.store.take_many = broken  # type: ignore[method-assign]
+    for key in ("jobs/a", "jobs/bad", "jobs/c"):
+        setup.record(key)
+    release.set()
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/a", "jobs/c"]
+    assert setup.troubles.counts["a trace cannot be shipped"] == 1
+    (aside,) = (setup.spool.root / "unshippable").iterdir()
+    assert (aside / "record.json").is_file()
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_metrics_that_raise_cost_no_batch(setup: Setup, monkeypatch: pytest.MonkeyPatch, shipped: bool) -> None:
+    """Whatever another SDK does with counts of what was shipped, or went wrong: everything is shipped, once."""
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no meter")
+
+    if shipped:
+        monkeypatch.setattr(setup.delivery.shipper, "on_shipped", broken)
+    else:
+        monkeypatch.setattr(setup.troubles, "also", broken)
+    setup.store.fault = unavailable
+    for number in range(3):
+        setup.record(f"jobs/{number}")
+    assert not trifle.flush(0.1)
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/0", "jobs/1", "jobs/2"]
+    assert list(setup.spool.root.glob("*/rows-*")) == []
+
+
+class Panic(BaseException):
+    """What a fault in Rust comes out as: no `Exception`."""
+
+
+@pytest.mark.parametrize("part", ["store", "index"])
+def test_a_driver_that_panics_loses_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """It ends the background thread, which says so; what that had in hand is shipped by the next one."""
+    ended: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda died: ended.append(died.exc_type))
+    recorded = threading.Event()
+
+    def panic() -> None:
+        assert recorded.wait(20)
+        getattr(setup, part).fault = lambda: None
+        raise Panic
+
+    getattr(setup, part).fault = panic
+    for number in range(3):
+        setup.record(f"jobs/{number}")
+    thread = setup.delivery.shipper._thread
+    assert thread is not None
+    recorded.set()
+    thread.join(20)
+    assert ended == [Panic]
+    assert setup.delivery.shipper.waits().traces == 3
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/0", "jobs/1", "jobs/2"]
+    assert list(setup.spool.root.glob("*/rows-*")) == []
+
+
+def test_an_upload_that_panics_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of which one file was not uploaded keeps all of them, and gets no record in the archive."""
+    ended: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda died: ended.append(died.exc_type))
+    caller = threading.current_thread()
+    panicked = threading.Event()
+
+    class Panicking(MemoryStore):
+        def write(self, folder: Folder, name: str, data: bytes | Path) -> None:
+            if threading.current_thread() is caller:  # goes on when another thread has met the fault
+                assert panicked.wait(20)
+            elif not panicked.is_set():
+                panicked.set()
+                raise Panic
+            super().write(folder, name, data)
+
+    store = Panicking()
+    local = local_folder(tmp_path, {"data_1.json": b"[]", "data_2.json": b"[]", "record.json": b"{}"})
+    folder = sample_record().folder
+    (error,) = take_at_once(store, [(folder, local)], 2)
+    assert isinstance(error, StoreUnavailable)
+    assert ended == [Panic]
+    assert len(list(local.iterdir())) == 3
+    assert "record.json" not in store.names(folder)
+
+
+# --- the death of the machine
+
+
+class Synced:
+    """Notes what was synced, and asks whether a folder was after something came into it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.known: dict[int, set[str]] = {}
+        self.files: set[int] = set()
+        monkeypatch.setattr(os, "fsync", self.note)
+
+    def note(self, descriptor: int) -> None:
+        """What `os.fsync` is called with."""
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            self.known[found.st_ino] = set(os.listdir(descriptor))
+        else:
+            self.files.add(found.st_ino)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file or folder is on disk, with its name in each folder above it, up to one that was there."""
+        if not path.is_dir() and path.stat().st_ino not in self.files:
+            return False
+        return path.name in self.known.get(path.parent.stat().st_ino, set())
+
+
+def test_with_fsync_folders_know_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a trace in the spool needs is named on disk: its files, new folders, and the spool's own."""
+    synced = Synced(monkeypatch)
+    own = Spool(tmp_path / "new" / "spool", fsync=True)
+    folder = Path(own.folder("reference"))
+    (tmp_path / "source").write_bytes(b"a")
+    own.copy(str(folder), "artifacts/deep/a", tmp_path / "source")
+    own.write(str(folder), "data_1.json", b"[]")
+    own.replace(str(folder), "record.json", b"{}")
+    note = Path(own.note(b"{}").note.path)
+    for path in (*folder.rglob("*"), folder, note, folder.parent, own.root, own.root.parent):
+        assert synced.holds(path), path
+
+
+def test_without_fsync_nothing_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has not asked for it does not wait for a disk."""
+    synced = Synced(monkeypatch)
+    trifle.configure(tmp_path / "archive")
+    with trifle.tracer("jobs/one") as job:
+        trifle.artifact("a.txt", "a")
+    assert trifle.flush(5)
+    assert (synced.known, synced.files) == ({}, set())
+    assert job.reference
+
+
+@pytest.mark.parametrize("mode", ["live", "deferred"])
+def test_with_fsync_an_archived_trace_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    """Its folder is named in its new place, too, and so is each folder above that was made for it."""
+    synced = Synced(monkeypatch)
+    archive = trifle.configure(tmp_path / "archive", fsync=True, default_mode=mode)
+    for _ in range(2):  # the second one finds its folders made
+        with trifle.tracer("jobs/one") as job:
+            trifle.artifact("deep/a.txt", "a")
+            if mode == "live":  # the parts of a trace that runs come file by file
+                assert job.runtime.sink is not None
+                job.runtime.sink.bump(job)
+                assert trifle.flush(5)
+        assert trifle.flush(5)
+        folder = tmp_path / "archive" / archive.find(job.reference).folder.path
+        above = [each for each in folder.parents if each.is_relative_to(tmp_path / "archive")]
+        for path in (*folder.rglob("*"), folder, *above):
+            assert synced.holds(path), path
+
+
+def test_a_disk_that_cannot_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace of which nobody knows whether it would outlive the machine waits, and is shipped once the disk can."""
+    failing = True
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if failing and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "no")
+        real(descriptor)
+
+    store = FileStore(tmp_path / "archive", fsync=True)
+    store.setup()
+    monkeypatch.setattr(os, "fsync", sync)
+    record = sample_record(state="success")
+    local = local_folder(tmp_path, {"record.json": encode_record(record)})
+    assert not store.rename(record.folder, str(local))
+    with pytest.raises(StoreUnavailable):
+        store.take(record.folder, local)
+    failing = False
+    store.take(record.folder, local)
+    assert store.names(record.folder) == ["record.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ from opentelemetry.trace import (
 )
 
 import trifle_otel as trifle
-from trifle_otel import Archive, TraceRecord, TrifleSpanExporter
+from trifle_otel import Archive, TraceRecord, TrifleSpanExporter, TrifleSpanProcessor
 from trifle_otel.errors import ConfigurationError
 from trifle_otel.runtime import runtime
 from trifle_otel.span_exporter import data_of
@@ -152,6 +153,18 @@ def test_a_flush_archives_what_has_ended_and_leaves_what_runs(apps: Apps) -> Non
     assert exporter.force_flush()
     (last,) = [one for one in records() if one.key == "outer"]
     assert messages(last) == ["outer", "inner ↴", "inner ↵", "↳ inner", "outer"]
+
+
+@pytest.mark.parametrize("timeout", [None, math.inf, 1e15, 30_000])
+def test_a_flush_takes_any_timeout(apps: Apps, timeout: Any) -> None:
+    """None and infinity are without end, whoever calls it: the exporter's, the processor's, the provider's."""
+    exporter = TrifleSpanExporter("./traces")
+    app = apps(exporter)
+    app.provider.add_span_processor(TrifleSpanProcessor())
+    app.request()
+    assert exporter.force_flush(timeout)
+    assert TrifleSpanProcessor().force_flush(timeout)
+    assert len(records()) == 1
 
 
 def test_a_shutdown_archives_everything(apps: Apps) -> None:

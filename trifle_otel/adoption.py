@@ -22,16 +22,16 @@ from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, Sto
 from trifle_otel.plain_files import is_plain, read_plain
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.spool import ASIDE, LOCK, Orphan, Parcel, Spool, adopt, size_of
+from trifle_otel.stores.contract import Store
 from trifle_otel.stores.parallel import at_once
 
 if TYPE_CHECKING:
     from trifle_otel.indexes.contract import Index
     from trifle_otel.runtime import Troubles
-    from trifle_otel.stores.contract import Store
 
 BATCH: Final = 64  # traces of one step: what this process records waits no longer than for that
 ASKED_AT_ONCE: Final = 16  # requests to a remote store, whether it holds what a note tells of
-TRIES: Final = 3
+TRIES: Final = 3  # of a trace that the archive refuses for another reason than being out of reach
 SORTED_AT_ONCE: Final = 10_000  # of what one dead process left
 BOUND_EVERY: Final = 60.0  # seconds between two looks at how much there is
 TOO_MUCH: Final = "traces were dropped: more waited than `spool_limit` allows"
@@ -117,13 +117,15 @@ class Adopter:
             if parcel.kind == "ignored":
                 try:
                     self._forget(parcel.record, parcel.local)
-                except UsageError as refused:  # its record names what can be no trace's folder
+                except PASSING:
+                    raise
+                except Exception as refused:  # its record names what can be no trace's folder, say
                     self._set_aside(parcel.record.reference, parcel.local, refused)
             else:
                 ended.append((parcel, parcel.local))
         note = self._note(orphan, [parcel.record for parcel, _ in ended])
         moves = [(parcel.record.folder, local) for parcel, local in ended]
-        errors = take_many(self.store, moves)
+        errors = take_many(self.store, moves, self.troubles)
         errors = [self._again(error, *move) for error, move in zip(errors, moves, strict=True)]
         put(self.index, [p.record for (p, _), error in zip(ended, errors, strict=True) if error is None], self.troubles)
         if note is not None:
@@ -157,7 +159,7 @@ class Adopter:
         for _ in range(TRIES - 1):
             if error is None or isinstance(error, UNREACHED):
                 break
-            (error,) = take_many(self.store, [(folder, local)])
+            (error,) = take_many(self.store, [(folder, local)], self.troubles)
         return error
 
     def _set_aside(self, reference: str, local: Path, error: Exception) -> None:
@@ -286,12 +288,18 @@ def put(index: Index, records: list[TraceRecord], troubles: Troubles) -> None:
             put(index, [record], troubles)
 
 
-def take_many(store: Store, moves: list[tuple[Folder, Path]]) -> list[Exception | None]:
-    """The store's `take_many`; one that breaks its contract and raises has taken none."""
+def take_many(store: Store, moves: list[tuple[Folder, Path]], troubles: Troubles) -> list[Exception | None]:
+    """The store's `take_many`. Where that breaks its contract, each is taken by itself: one is refused, not all."""
+    if not moves:
+        return []
     try:
-        return store.take_many(moves) if moves else []
+        results = store.take_many(moves)
+        if len(results) == len(moves):
+            return results
+        raise TypeError(f"take_many gave {len(results)} results for {len(moves)} traces")
     except Exception as error:
-        return [error] * len(moves)
+        troubles.report("the store breaks its contract; traces are taken one by one", error)
+        return Store.take_many(store, moves)
 
 
 def is_stored(store: Store, record: TraceRecord) -> bool:
@@ -299,6 +307,8 @@ def is_stored(store: Store, record: TraceRecord) -> bool:
     try:
         with store.open(record.folder, RECORD_NAME) as stream:
             return decode_record(stream.read(MAX_RECORD_BYTES)).finished
+    except ConfigurationError:  # its bucket is not among the archive's: nobody can say
+        raise
     except (NotFound, DamagedArchive, UsageError):  # the last: the record names what can be no trace's folder
         return False
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trifle_otel import encoding, queries
-from trifle_otel.errors import DamagedArchive, NotFound, UsageError
+from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, UsageError
 from trifle_otel.indexes.contract import Index
 from trifle_otel.reading import Entries, read_entries
 from trifle_otel.records import Page, Position, TraceRecord
@@ -25,7 +25,6 @@ from trifle_otel.stores.contract import Store
 _log = logging.getLogger("trifle_otel")
 
 _BATCH = 256
-_ALL = 10_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -138,6 +137,8 @@ class Archive:
         record = self._record(record)
         try:
             return self.store.open(record.folder, encoding.artifact_name(name))
+        except ConfigurationError:  # the archive's URL lacks its bucket
+            raise
         except UsageError as error:  # what cannot be a name is not there
             raise NotFound(f"trace {record.reference} has no artifact {name!r}") from error
 
@@ -156,7 +157,7 @@ class Archive:
         now = now or datetime.now(timezone.utc)
         self._settle()
         if dry_run:
-            return len(self.index.expired(now, limit=_ALL)) + sum(1 for _ in self._forgotten(now))
+            return self.index.count_expired(now) + sum(1 for _ in self._forgotten(now))
         count = self._delete_expired(now)
         for record in self._forgotten(now):
             self._delete_payload(record)

@@ -93,7 +93,7 @@ def configure(archive: str | os.PathLike[str] | None = None, **changes: Unpack[C
     """
     settings = make_settings(archive, dict(changes))
     with _lock:
-        opened = open_archive(settings.archive, settings.index, settings.permissions)
+        opened = _open(settings)
         _prepare(opened)
         before = _put_in_force(opened, settings)
         if before is not None:
@@ -143,10 +143,12 @@ def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any
     return settings
 
 
-def open_archive(archive: str | os.PathLike[str], index: str | None = None, permissions: str | None = None) -> Archive:
+def open_archive(
+    archive: str | os.PathLike[str], index: str | None = None, permissions: str | None = None, *, fsync: bool = False
+) -> Archive:
     """The archive at a URL, with the index beside it or at another URL. Raises `ConfigurationError`.
 
-    `permissions` is the setting of that name; None: `TRIFLE_PERMISSIONS`.
+    `permissions` and `fsync` are the settings of these names; None: `TRIFLE_PERMISSIONS`.
     """
     from trifle_otel.archive import Archive
 
@@ -154,7 +156,7 @@ def open_archive(archive: str | os.PathLike[str], index: str | None = None, perm
     if permissions not in _PERMISSIONS:
         raise ConfigurationError(f"permissions={permissions!r} is not allowed; it is {_ALLOWED_PERMISSIONS}")
     group = permissions == "group"
-    location = locate(os.fspath(archive), group=group)
+    location = locate(os.fspath(archive), group=group, fsync=fsync)
     index = index or location.index
     if index is None:
         raise ConfigurationError(f"the archive {location.uri} needs an index; name one: {INDEXES}")
@@ -162,6 +164,13 @@ def open_archive(archive: str | os.PathLike[str], index: str | None = None, perm
     opened.group = group
     given = os.environ.get("TRIFLE_SPOOL")
     opened.spool = spool_folder(location.uri, given) if given else location.spool
+    return opened
+
+
+def _open(settings: Settings) -> Archive:
+    """The archive of these settings, to be recorded into. Raises `ConfigurationError`."""
+    opened = open_archive(settings.archive, settings.index, settings.permissions, fsync=settings.fsync)
+    opened.store.check_names()
     return opened
 
 
@@ -203,7 +212,7 @@ def configure_from_environment() -> None:
     with _lock:
         if _delivery is not None:  # another thread has configured meanwhile
             return
-        archive = open_archive(settings.archive, settings.index, settings.permissions)
+        archive = _open(settings)
         remote = archive.store.remote or archive.index.remote
         try:
             if not remote:
@@ -245,7 +254,7 @@ def runtime_into(
         if known is not None:
             return known
         settings = dataclasses.replace(_delivery.settings, archive=os.fspath(archive), index=index)
-        opened = open_archive(settings.archive, settings.index, settings.permissions)
+        opened = _open(settings)
         _prepare(opened)
         runtime, delivery = _make_runtime(opened, settings)
         _earlier.append(delivery)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from trifle_otel.errors import DamagedArchive, InvalidCursor
-from trifle_otel.records import RUNNING, Folder, Position, TraceRecord, empty_counters
+from trifle_otel.records import RUNNING, Position, TraceRecord, empty_counters
 from trifle_otel.references import reference_time, segments
 from trifle_otel.strict_json import clean_text as clean_text
 from trifle_otel.strict_json import format_time as format_time
@@ -49,7 +49,6 @@ _LENIENT = json.JSONDecoder(parse_constant=lambda _: None)
 _NANOS = 1_000_000_000
 _MIN_SECONDS = -62_135_596_800  # the year 1
 _MAX_SECONDS = 253_402_300_799  # the end of the year 9999
-_RETENTION = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 def _standard_compress(data: bytes) -> bytes:
@@ -369,14 +368,3 @@ def _position(cursor: str) -> Position:
     if not reference or clean_text(reference) != reference:
         raise ValueError("its reference is none")
     return Position(seconds * _NANOS + nanos, reference)
-
-
-def parse_folder(path: str) -> Folder | None:
-    """The folder that `<retention>/<key…>/<reference>` names; None where the path is none, or not in its plain form."""
-    retention, _, rest = path.partition("/")
-    key, _, reference = rest.rpartition("/")
-    if not _RETENTION.fullmatch(retention) or not key or len(key) > LONGEST_KEY:
-        return None
-    if any(part in ("", ".", "..") for part in rest.split("/")):
-        return None
-    return Folder(int(retention), key, reference)

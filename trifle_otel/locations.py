@@ -45,10 +45,11 @@ class Location:
     spool: Path | None
 
 
-def locate(archive: str, *, group: bool = False) -> Location:
+def locate(archive: str, *, group: bool = False, fsync: bool = False) -> Location:
     """What the URL of an archive names. Raises `ConfigurationError`.
 
-    `group`: whether the group of a local archive's folder may read what is made in it.
+    `group` and `fsync` are about a local archive: whether the group of its folder may read what is made in it, and
+    whether that outlives the machine.
     """
     archive = _tidied(archive)
     if archive.partition(":")[0] in _OBJECTS:
@@ -67,7 +68,7 @@ def locate(archive: str, *, group: bool = False) -> Location:
         folder = local_folder(path)
         uri = f"file://{quote(folder.as_posix())}"
         return Location(
-            lambda: FileStore(folder, group=group),
+            lambda: FileStore(folder, group=group, fsync=fsync),
             uri,
             f"sqlite:///{quote(str(folder / 'index.sqlite'))}",
             folder / ".spool",

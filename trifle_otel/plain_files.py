@@ -91,19 +91,40 @@ def read_plain(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
         return stream.read()
 
 
-def make_folders(path: str | os.PathLike[str]) -> None:
+def make_folders(path: str | os.PathLike[str], *, fsync: bool = False) -> None:
     """Make a folder and those above it, where they are missing, for their owner alone. Raises `OSError`.
 
-    `os.makedirs` gives its mode to the last one, and leaves the others to the umask.
+    `os.makedirs` gives its mode to the last one, and leaves the others to the umask. With `fsync` they outlive the
+    machine.
     """
     try:
         os.mkdir(path, 0o700)
     except FileNotFoundError:
-        make_folders(os.path.dirname(path))
-        make_folders(path)
+        make_folders(os.path.dirname(path), fsync=fsync)
+        make_folders(path, fsync=fsync)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
+    else:
+        if fsync:
+            sync_folder(os.path.dirname(path) or os.curdir)
+
+
+def sync_folder(path: str) -> None:
+    """Have what was made in a folder, or moved into it, outlive the machine: its files' own syncs do not name them.
+
+    Raises `OSError`.
+    """
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems behind a network have no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_anew(path: Path, data: bytes) -> None:

@@ -24,7 +24,10 @@ MAX_KEY_BYTES = 480
 MAX_REFERENCE_BYTES = 128
 MAX_NAME_BYTES = 320
 MAX_PREFIX_BYTES = 64
-"""With these four, `<retention>/<prefix>/<key>/<reference>/artifacts/<name>` stays within S3's 1,024 bytes."""
+"""With these four, `<retention>/<prefix>/<key>/<reference>/artifacts/<name>` stays within S3's 1,024 bytes.
+
+The first three are kept here; a longer prefix is refused where a process is configured to record into it.
+"""
 MAX_DEPTH = 32
 """The most segments of a key or name: a record lists every prefix of its key."""
 

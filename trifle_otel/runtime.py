@@ -85,7 +85,11 @@ class Troubles:
             self.counts[what] += amount
             due = self._due(what)
         if self.also is not None:
-            self.also(what, amount)
+            try:
+                self.also(what, amount)
+            except Exception as second:  # another SDK's metrics
+                let_pass(second)
+                logger.warning("what went wrong could not be measured: %r", second)
         if error is not None and self._handler is not None:
             try:
                 self._handler(error)

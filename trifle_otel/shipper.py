@@ -4,6 +4,7 @@ Its promises, each tested:
 - payload before index, whatever happens in between; shipping twice does no harm;
 - what fails waits and is tried again, with a growing, random pause; what waits is bounded in bytes and in age:
   above the bounds the oldest is dropped, counted, and logged at most once a minute;
+- whatever a driver raises, none of a batch is forgotten, and the thread goes on;
 - memory stays bounded, however much waits: see `backlog`;
 - `flush` and `close` keep their deadlines even when a store hangs;
 - a forked child begins with nothing: what its parent had is its parent's;
@@ -29,10 +30,20 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import attach, set_value
 
-from trifle_otel.adoption import PASSING, ROWS_DROPPED, TOO_MUCH, TOO_OLD, Adopter, put, take_many
+from trifle_otel.adoption import (
+    PASSING,
+    ROWS_DROPPED,
+    TOO_MUCH,
+    TOO_OLD,
+    TRIES,
+    UNREACHED,
+    Adopter,
+    put,
+    take_many,
+)
 from trifle_otel.backlog import Backlog, Stub, without_overtaken
 from trifle_otel.encoding import RECORD_NAME, encode_record
-from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
+from trifle_otel.errors import DamagedArchive, NotFound
 from trifle_otel.metrics import Waiting
 from trifle_otel.records import Folder
 from trifle_otel.spool import Parcel, Spool, payload_of
@@ -50,7 +61,6 @@ ADOPT_EVERY: Final = 10.0
 QUIET_AFTER_FORK: Final = 5.0  # a child that is recycled after one job must not connect to a remote store for it
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 30.0
-TRIES: Final = 3  # of a parcel that the archive refuses for another reason than being out of reach
 _PARTS_DROPPED: Final = "parts of running traces were dropped with what was too much or too old"
 _DROPPED: Final = {"row": ROWS_DROPPED, "part": _PARTS_DROPPED}
 
@@ -208,22 +218,24 @@ class Shipper:
 
     def _run(self) -> None:
         attach(set_value("suppress_instrumentation", True))
-        while not self._stopping:
-            try:
-                self._turn()
-            except Exception as error:  # a fault of ours must not end the thread
-                self.troubles.report("the background thread failed and goes on", error)
-                self._pause = LONGEST_PAUSE
-                self._end_adoption()
-            finally:
-                with self._state:
-                    self._batch, self._under_way = [], 0
-                    self._state.notify_all()
-            self._rest()
-        self._end_adoption()
-        with self._state:  # what is put from now on starts another thread
-            if self._thread is threading.current_thread():
-                self._thread = None
+        try:
+            while not self._stopping:
+                try:
+                    self._turn()
+                except Exception as error:  # a fault of ours must not end the thread
+                    self.troubles.report("the background thread failed and goes on", error)
+                    self._pause = LONGEST_PAUSE
+                    self._end_adoption()
+                finally:
+                    with self._state:
+                        self._batch, self._under_way = [], 0
+                        self._state.notify_all()
+                self._rest()
+        finally:  # a driver in Rust that panics ends the thread, since that is no Exception
+            self._end_adoption()
+            with self._state:  # what is put from now on starts another thread
+                if self._thread is threading.current_thread():
+                    self._thread = None
 
     def _turn(self) -> None:
         """Ship what is there, or until something fails."""
@@ -254,12 +266,15 @@ class Shipper:
             batch = [parcel for parcel in map(self._loaded, self._batch) if parcel is not None]
             with self._state:
                 self._batch = [*batch]
-            failed = self._ship(batch)
-            with self._state:
-                self._backlog.give_back(failed)
-                self._batch, self._under_way = [], 0
-                self._state.notify_all()
-            if failed:
+            left = {id(parcel): parcel for parcel in without_overtaken(batch)}
+            try:
+                self._ship(left)
+            finally:
+                with self._state:
+                    self._backlog.give_back([*left.values()])
+                    self._batch, self._under_way = [], 0
+                    self._state.notify_all()
+            if left:
                 return False
         return False
 
@@ -290,35 +305,33 @@ class Shipper:
     def _wait_longer(self) -> None:
         self._pause = min(LONGEST_PAUSE, self._pause * 2 or FIRST_PAUSE)
 
-    def _ship(self, batch: list[Parcel]) -> list[Parcel]:
-        """Ship a batch; gives what has to be tried again, in order."""
-        todo = without_overtaken(batch)
-        outcomes = self._move(todo)
-        failed: list[Parcel] = []
+    def _ship(self, left: dict[int, Parcel]) -> None:
+        """Ship a batch, by the ids of its parcels; what is left in it has to be tried again, where this raises too."""
+        outcomes = self._move([*left.values()])
         down: Exception | None = None
-        for parcel in todo:
+        for parcel in [*left.values()]:
             try:
                 self._bring(parcel, outcomes, down)
-            except (StoreUnavailable, ConfigurationError) as error:  # also credentials that have changed
+            except UNREACHED as error:
                 if down is None:
                     self._failed(error, "the archive cannot be written; traces wait")
                 down = error
-                failed.append(parcel)
+                continue
             except Exception as error:
                 if not self._give_up(parcel, error):
-                    failed.append(parcel)
-        if failed and down is None:
+                    continue
+            del left[id(parcel)]
+        if left and down is None:
             self._wait_longer()
-        if self._index() and not failed:
+        if self._index() and not left:
             self._pause = 0.0
-        return failed
 
     def _is_prepared(self) -> bool:
         try:
             if self.prepare is not None:
                 self.prepare()
                 self.prepare = None
-        except (StoreUnavailable, ConfigurationError, DamagedArchive) as error:
+        except PASSING as error:
             self._failed(error, "the archive cannot be set up; traces wait")
             return False
         return True
@@ -344,7 +357,8 @@ class Shipper:
                 moving.setdefault(parcel.record.folder, (parcel, parcel.local))
         for parcel, _ in moving.values():
             self._note(parcel)
-        results = take_many(self.store, [(folder, local) for folder, (_, local) in moving.items()])
+        moves = [(folder, local) for folder, (_, local) in moving.items()]
+        results = take_many(self.store, moves, self.troubles)
         return {id(parcel): result for (parcel, _), result in zip(moving.values(), results, strict=True)}
 
     def _store(self, parcel: Parcel) -> None:
@@ -434,7 +448,10 @@ class Shipper:
     def _count(self, shipped: int) -> None:
         self.shipped += shipped
         if self.on_shipped is not None and shipped:
-            self.on_shipped(shipped)
+            try:
+                self.on_shipped(shipped)
+            except Exception as error:  # another SDK's
+                self.troubles.report("a trace could not be measured", error)
 
     def adopt(self) -> int:
         """Ship what dead processes left in the spool, in this thread; gives the number of traces.

@@ -35,6 +35,7 @@ from trifle_otel.executions.archiving import archive as archive_execution
 from trifle_otel.executions.assemble import Assembler, Execution
 from trifle_otel.recording import open_recordings
 from trifle_otel.runtime import Runtime, runtime
+from trifle_otel.settings import LONGEST_WAIT
 from trifle_otel.span_data import SpanData, SpanEvent, SpanLink
 from trifle_otel.values import text_of
 
@@ -121,9 +122,10 @@ class TrifleSpanExporter(SpanExporter):
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Archive all executions whose root has come; True when they are in the archive in time."""
-        return self._finish(timeout_millis / 1000, roots_alone=True)
+    def force_flush(self, timeout_millis: float | None = 30000) -> bool:
+        """Archive all executions whose root has come; True when they are in the archive in time; None: however long."""
+        timeout = LONGEST_WAIT if timeout_millis is None else min(timeout_millis / 1000, LONGEST_WAIT)
+        return self._finish(timeout, roots_alone=True)
 
     def shutdown(self) -> None:
         """Archive all that waits, executions without their root too, and take nothing more."""

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from trifle_otel.closing import close_dead, journals
 from trifle_otel.encoding import RECORD_NAME, decode_record
 from trifle_otel.errors import DamagedArchive
-from trifle_otel.plain_files import is_plain, make_folders, open_plain, read_plain, write_anew
+from trifle_otel.plain_files import is_plain, make_folders, open_plain, read_plain, sync_folder, write_anew
 from trifle_otel.records import TraceRecord
 from trifle_otel.strict_json import from_json, to_json
 
@@ -97,10 +97,11 @@ class Parcel:
 class Note:
     """A file of records whose payload is about to leave the spool. Gone once the index has them all."""
 
-    __slots__ = ("descriptor", "done", "path", "size", "written")
+    __slots__ = ("descriptor", "done", "fsync", "path", "size", "written")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, fsync: bool = False) -> None:
         self.path = path
+        self.fsync = fsync
         self.descriptor = os.open(path, _APPEND, 0o600)
         self.size = 0
         self.written = 0
@@ -114,6 +115,8 @@ class Note:
             if os.write(self.descriptor, line) < len(line):  # half a line would spoil the one after it
                 os.ftruncate(self.descriptor, self.size)
                 raise OSError(errno.ENOSPC, "no room for a whole line", self.path)
+            if self.fsync:
+                os.fsync(self.descriptor)
             self.size += len(line)
         except BaseException:  # an interruption may come between the two
             self.size = os.fstat(self.descriptor).st_size
@@ -147,10 +150,11 @@ class Spool:
         with self._guard:
             while self.own is None:
                 name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-                make_folders(self.root)
+                make_folders(self.root, fsync=self.fsync)
                 self._lock = _begun(self.root / name)
                 if self._lock is not None:
                     self.own = str(self.root / name)
+                    self._sync(str(self.root))
             return self.own
 
     def folder(self, reference: str) -> str:
@@ -159,12 +163,15 @@ class Spool:
         path = f"{own}/{next(self._numbers):08d}-{reference}"
         try:
             os.mkdir(path, 0o700)
+            self._sync(own)
         except FileNotFoundError:  # the spool was removed under us: begin another
             with self._guard:
                 if self.own == own:  # else another thread has begun it
                     self._let_go()
-            path = f"{self.open()}/{next(self._numbers):08d}-{reference}"
+            own = self.open()
+            path = f"{own}/{next(self._numbers):08d}-{reference}"
             os.mkdir(path, 0o700)
+            self._sync(own)
         return path
 
     def write(self, folder: str, name: str, data: bytes) -> None:
@@ -183,11 +190,15 @@ class Spool:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if self.fsync:
+            self._sync_names(folder, name)
 
     def replace(self, folder: str, name: str, data: bytes) -> None:
         """Write a file of a trace so that it appears whole."""
         self.write(folder, f".{name}", data)
         os.replace(f"{folder}/.{name}", f"{folder}/{name}")
+        if self.fsync:
+            self._sync_names(folder, name)
 
     def copy(self, folder: str, name: str, source: Path) -> int:
         """Copy a file in, whole or not at all; gives its size in bytes."""
@@ -200,11 +211,25 @@ class Spool:
                     writer.flush()
                     if self.fsync:
                         os.fsync(writer.fileno())
-                    return writer.tell()
+                    size = writer.tell()
+                if self.fsync:
+                    self._sync_names(folder, name)
+                return size
             except BaseException:
                 with suppress(OSError):
                     os.unlink(target)  # what fills the disk is not left there
                 raise
+
+    def _sync(self, folder: str) -> None:
+        if self.fsync:
+            sync_folder(folder)
+
+    def _sync_names(self, folder: str, name: str) -> None:
+        """Sync the folders on the way to a file of a trace, its own included: some may be new."""
+        path = f"{folder}/{name}"
+        while len(path) > len(folder):
+            path = os.path.dirname(path)
+            sync_folder(path)
 
     def set_aside(self, folder: Path) -> Path:
         """Move a trace out of the way that cannot be shipped; gives where it is now."""
@@ -222,8 +247,10 @@ class Spool:
             if note is None or note.written >= NOTE_ROWS:
                 if note is not None:
                     note.finish()
-                note = self._note = Note(f"{self.own or self.open()}/rows-{next(self._numbers):08d}.json")
+                own = self.own or self.open()
+                note = self._note = Note(f"{own}/rows-{next(self._numbers):08d}.json", fsync=self.fsync)
                 self._notes[note.path] = note
+                self._sync(own)
             return note.append(record)
 
     def row(self, path: str, at: int, length: int) -> Row | None:

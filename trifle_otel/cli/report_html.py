@@ -26,6 +26,7 @@ from trifle_otel.cli.terminal import ICONS
 from trifle_otel.encoding import format_time, to_json
 from trifle_otel.errors import NotFound, TrifleError
 from trifle_otel.outline import Block
+from trifle_otel.pictures import picture_type
 from trifle_otel.reading import Entries
 from trifle_otel.records import ERROR, OPENED, RESULT, RUNNING, SUCCESS, WARNING, Entry, TraceRecord
 from trifle_otel.wording import call, count, duration, size, visible, visible_lines
@@ -42,7 +43,6 @@ MANY_LINES = 5_000
 """Above so many, blocks without a problem come folded."""
 MOST_NAMED = 20
 MOST_INDENT = 24
-_IMAGES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 _KNOWN_STATES = (SUCCESS, WARNING, ERROR, RUNNING, "debug")
 
 
@@ -296,7 +296,7 @@ class Report:
             return Markup('<p class="told">It is not in the archive.</p>')
         except TrifleError as error:
             return _html('<p class="told">{}</p>', visible(str(error)))
-        kind = _image_type(data)
+        kind = picture_type(data)
         if kind and len(data) <= min(MOST_IMAGE, self.images_left):
             self.images_left -= len(data)
             picture = base64.b64encode(data).decode()
@@ -385,13 +385,6 @@ def _counted(record: TraceRecord) -> str:
 
 def _amount(entry: Entry) -> str:
     return "size unknown" if entry.size is None else size(entry.size)
-
-
-def _image_type(data: bytes) -> str | None:
-    """What kind of picture it is by its first bytes, for those that browsers show without running anything."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for beginning, kind in _IMAGES.items() if data.startswith(beginning)), None)
 
 
 def _chain(trace: Opened, place: int) -> list[Block]:

@@ -106,6 +106,10 @@ class Index(ABC):
         For cleaning up, which deletes them and asks again. An index that expires rows by itself has none left.
         """
 
+    def count_expired(self, now: datetime) -> int:
+        """How many records have `expires_at` at or before `now`. Here all are looked at, page by page."""
+        return sum(record.expires_at <= now for record in self._found(Query(limit=_PAGE)))
+
     def tally(self, query: Query, *, slots: int = SLOTS, most: int | None = None) -> Tally:
         """Count the traces that a query finds, the newest ones of them, in at most so many slots of time.
 

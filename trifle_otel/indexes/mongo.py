@@ -122,6 +122,11 @@ class MongoIndex(Index):
         """Records whose time is over."""
         return self._read(lambda collection: collection.find({"expires_at": {"$lte": now}}).limit(limit))
 
+    def count_expired(self, now: datetime) -> int:
+        """How many records' time is over."""
+        over, limit = {"expires_at": {"$lte": now}}, STATEMENT_SECONDS * 1000
+        return self._call(lambda collection: int(collection.count_documents(over, maxTimeMS=limit)))
+
     def check(self) -> None:
         """Prove that records can be written and read; nothing is written."""
         self.setup()

@@ -165,6 +165,16 @@ class PostgresIndex(Index):
         rest = sql.SQL(" WHERE expires_at <= %s ORDER BY expires_at LIMIT %s")
         return self._read(lambda rows: (rows.select + rest, [now, limit]))
 
+    def count_expired(self, now: datetime) -> int:
+        """How many records' time is over."""
+
+        def count(connection: _Connection) -> int:
+            self._known(connection)
+            statement = sql.SQL("SELECT count(*) FROM {} WHERE expires_at <= %s").format(self._table.identifier)
+            return sum(row[0] for row in connection.execute(statement, [now]))
+
+        return self._call(count)
+
     def check(self) -> None:
         """Prove that records can be written and read, and leave none. Raises as the contract says."""
         self.setup()

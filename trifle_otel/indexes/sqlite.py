@@ -111,6 +111,12 @@ class SQLiteIndex(Index):
                 return []
             return [rows.record_of(row) for row in connection.execute(sql, (rows.micros(now), limit))]
 
+    def count_expired(self, now: datetime) -> int:
+        """How many records' time is over."""
+        sql = "SELECT count(*) FROM traces WHERE expires_at <= ?"
+        with self._reading() as connection:
+            return 0 if connection is None else int(connection.execute(sql, (rows.micros(now),)).fetchone()[0])
+
     def repair(self) -> None:
         """Set a file that cannot be read aside, as `<name>.damaged`, and make a new one in its place."""
         try:

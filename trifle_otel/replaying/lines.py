@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from trifle_otel import conventions as names
-from trifle_otel.errors import NotFound, StoreUnavailable
+from trifle_otel.errors import DamagedArchive, NotFound, StoreUnavailable
 from trifle_otel.outline import outline
 from trifle_otel.records import ERROR, OPENED, RESULT, Entry, TraceRecord
 from trifle_otel.span_data import SpanEvent
 from trifle_otel.span_events import Event, event_of, short_value, tail
 
 Read = Callable[[str, int], bytes]
-"""Reads so many bytes of an artifact, -1 for all. Raises `NotFound`, `StoreUnavailable`."""
+"""Reads so many bytes of an artifact, -1 for all. Raises `NotFound`, `DamagedArchive`, `StoreUnavailable`."""
 
 SHORT: Final = 128
 """Bytes of a text that a span has in any case."""
@@ -110,7 +110,7 @@ class ArchivedLines:
         if self._read is not None and self._lies_beside(entry):
             try:
                 data = self._read(entry.message, -1 if most is None else most + _MORE)
-            except (NotFound, StoreUnavailable):
+            except (DamagedArchive, NotFound, StoreUnavailable):
                 self.missing.append(entry.message)
             else:
                 return data.decode("utf-8", "replace"), max(entry.size or 0, len(data))

@@ -16,7 +16,7 @@ from typing import Protocol
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from trifle_otel.archive import Archive
-from trifle_otel.errors import UsageError
+from trifle_otel.errors import TrifleError, UsageError
 from trifle_otel.otlp.endpoint import GRPC, MOST_BYTES, endpoint_of
 from trifle_otel.otlp.sending import Answer, RequestRefused, Sender
 from trifle_otel.otlp.writing import Batch, batches_of, request_of
@@ -50,7 +50,8 @@ class Report:
         shortened: values that were shortened so that a span fits into a request.
         lines_omitted: lines of the archives that are on no span.
         refused: spans that the endpoint did not take.
-        failed: references of traces that were not taken, or not wholly.
+        failed: references of traces that were not taken, or not wholly; of a replay that ended early those that were
+            begun.
         problems: what went wrong, in words: damaged parts, messages that are missing, refusals.
     """
 
@@ -103,35 +104,53 @@ class Replay:
         self._pace = _Pace(rate, clock, sleep)
         # of each span that was made and not sent yet its trace's reference, and whether it is that trace's last one
         self._owners: deque[tuple[str, bool]] = deque()
+        self._ended: TrifleError | None = None  # the archive's, after which no more spans are made
 
     def run(self, records: Iterable[TraceRecord], *, progress: Callable[[], object] | None = None) -> Report:
         """Send the traces of these records; `progress` is called when all of one was sent.
 
         Raises `EndpointUnavailable` where the endpoint takes nothing, `StoreUnavailable` for the archive: `report` has
-        what was sent until then.
+        what was sent until then, and which traces were not. What was read of the archive until then is sent.
         """
         spans = self._spans(records)
         for batch in batches_of(spans, most_bytes=self._most_bytes, most_spans=self._most_spans):
             owners = [self._owners.popleft() for _ in batch.spans]
             self._pace.wait(len(owners))
-            self._send(batch, [reference for reference, _ in owners])
+            try:
+                self._send(batch, [reference for reference, _ in owners])
+            except TrifleError:
+                for reference, _ in (*owners, *self._owners):
+                    self._fail(reference)
+                raise
             for _ in filter(_is_last, owners):
                 self.report.traces += 1
                 if progress is not None:
                     progress()
+        if self._ended is not None:
+            raise self._ended
         return self.report
 
     def _spans(self, records: Iterable[TraceRecord]) -> Iterator[SpanData]:
-        for record in records:
+        try:
+            for record in records:
+                yield from self._spans_of(record)
+        except TrifleError as error:  # of the archive; what comes before it is still to be sent
+            self._ended = error
+
+    def _spans_of(self, record: TraceRecord) -> Iterator[SpanData]:
+        try:
             trace = self._trace(record)
-            for number, span in enumerate(trace.spans(), 1):
-                self._owners.append((record.reference, number == trace.count))
-                yield span
-            report = self.report
-            report.shortened += trace.shortened
-            report.lines_omitted += trace.lines_omitted
-            for name in trace.missing:
-                self._fail(record.reference, f"trace {record.reference} lacks {name}")
+        except TrifleError:
+            self._fail(record.reference)
+            raise
+        for number, span in enumerate(trace.spans(), 1):
+            self._owners.append((record.reference, number == trace.count))
+            yield span
+        report = self.report
+        report.shortened += trace.shortened
+        report.lines_omitted += trace.lines_omitted
+        for name in trace.missing:
+            self._fail(record.reference, f"trace {record.reference} lacks {name}")
 
     def _trace(self, record: TraceRecord) -> ArchivedTrace:
         entries = self._archive.entries(record)

@@ -9,6 +9,7 @@ has an example.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from abc import ABC, abstractmethod
@@ -22,6 +23,10 @@ from trifle_otel.plain_files import is_plain
 from trifle_otel.records import Folder
 
 ARTIFACTS = "artifacts"
+RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
+"""A folder of a retention class: a whole number of days."""
+OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
+"""A file by which the folder of a trace is known among others."""
 
 
 class OutOfReach(StoreUnavailable):
@@ -170,6 +175,12 @@ class Store(ABC):
             before = results[-1] if results else None
             results.append(before if isinstance(before, StoreUnavailable) else _outcome(self.take, folder, local))
         return results
+
+    def check_names(self) -> None:  # noqa: B027 - most stores take any
+        """Refuse to be recorded into where its place makes names too long for it. No call to anywhere.
+
+        Asked when a process is configured. Raises `ConfigurationError`.
+        """
 
     def setup(self) -> None:  # noqa: B027 - most stores need none
         """Create what is missing, never harming what is there."""

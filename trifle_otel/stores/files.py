@@ -19,9 +19,9 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable
-from trifle_otel.plain_files import open_below, open_plain
+from trifle_otel.plain_files import open_below, open_plain, sync_folder
 from trifle_otel.records import Folder
-from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
+from trifle_otel.stores.contract import ARTIFACTS, OF_A_TRACE, RETENTION, Store, checked_name, checked_path
 
 _T = TypeVar("_T")
 
@@ -31,8 +31,6 @@ _TRIES = 100
 _CHUNK = 1 << 20
 _REMEMBERED = 10_000  # parents
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
-_RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
-_OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -43,11 +41,13 @@ class FileStore(Store):
         root: the archive's folder; made when first written to.
         group: whether the group of each folder and file may read it; else its owner alone may. Folders that are there
             stay as they are.
+        fsync: whether what is stored outlives the machine, and not the process alone.
     """
 
-    def __init__(self, root: Path, *, group: bool = False) -> None:
+    def __init__(self, root: Path, *, group: bool = False, fsync: bool = False) -> None:
         self.root = Path(root)
         self.group = group
+        self.fsync = fsync
         self._root = os.path.abspath(root)
         # Parents that were no links when a trace moved in. Looking at each level again for each trace costs twice the
         # rename, and who can put a link in the place of a folder of ours later has our rights already.
@@ -79,8 +79,9 @@ class FileStore(Store):
             try:
                 if self.group:
                     _let_group_read(temporary)
-                _fill(descriptor, data)
+                _fill(descriptor, data, fsync=self.fsync)
                 os.replace(temporary, target)
+                self._sync(parent)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary)
@@ -124,14 +125,14 @@ class FileStore(Store):
     def folders(self) -> Iterator[Folder]:
         """Every folder of a trace below a whole number of days."""
         for entry in _scan(self._root):
-            if _RETENTION.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            if RETENTION.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield from _traces(entry.path, int(entry.name))
 
     def rename(self, folder: Folder, local: str) -> bool:
         """Move a folder in by one rename, if that works at once; what is in the way is for `take` to find out."""
         target = self._path(folder)
         parent = os.path.dirname(target)
-        if parent not in self._sound:
+        if parent not in self._sound or self.fsync:  # a sync that fails is for `take` to tell
             return False
         try:
             if self.group:
@@ -153,6 +154,7 @@ class FileStore(Store):
                     if self.group:
                         _let_group_read(source)
                     self._in_parent(parent, lambda: os.rename(source, target))
+                    self._sync(parent)
                     if len(self._sound) < _REMEMBERED:
                         self._sound[parent] = None
                     return
@@ -202,8 +204,13 @@ class FileStore(Store):
                 os.mkdir(path, _FOLDER_MODE)
             except FileExistsError:
                 return
+        self._sync(os.path.dirname(path))
         if self.group and path.startswith(self._root):
             _let_group_read(path)
+
+    def _sync(self, folder: str) -> None:
+        if self.fsync:
+            sync_folder(folder)
 
     def _remove_empty(self, path: str) -> None:
         while len(path) > len(self._root):
@@ -226,15 +233,17 @@ def _let_group_read(path: str) -> None:
         os.chmod(path, stat.S_IMODE(found.st_mode) | 0o040)
 
 
-def _fill(descriptor: int, data: bytes | Path) -> None:
+def _fill(descriptor: int, data: bytes | Path, *, fsync: bool) -> None:
     with os.fdopen(descriptor, "wb", buffering=0) as stream:
         if isinstance(data, Path):
             with _source(data) as source:
                 shutil.copyfileobj(source, stream, _CHUNK)
-            return
-        view = memoryview(data)
-        while view:  # a file takes at most 2 GiB in one go
-            view = view[stream.write(view) :]
+        else:
+            view = memoryview(data)
+            while view:  # a file takes at most 2 GiB in one go
+                view = view[stream.write(view) :]
+        if fsync:
+            os.fsync(descriptor)
 
 
 def _source(path: Path) -> BinaryIO:
@@ -266,7 +275,7 @@ def _traces(path: str, retention: int) -> Iterator[Folder]:
         elif entry.name != ARTIFACTS and entry.is_dir(follow_symlinks=False):
             names.append(entry.name)
             entries = _scan(entry.path)
-            if len(names) > 1 and any(_OF_A_TRACE.fullmatch(each.name) for each in entries):
+            if len(names) > 1 and any(OF_A_TRACE.fullmatch(each.name) for each in entries):
                 yield Folder(retention, "/".join(names[:-1]), names[-1])
             # It may hold more: another key goes through it where a caller's reference is one of its segments.
             levels.append(iter(entries))

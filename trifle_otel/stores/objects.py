@@ -26,10 +26,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trifle_otel.errors import ConfigurationError, NotFound, UsageError
+from trifle_otel.errors import ConfigurationError, NotFound, TrifleError, UsageError
 from trifle_otel.plain_files import read_plain
 from trifle_otel.records import Folder
-from trifle_otel.stores.contract import ARTIFACTS, Store, checked_name, checked_path
+from trifle_otel.references import MAX_PREFIX_BYTES
+from trifle_otel.stores.contract import ARTIFACTS, OF_A_TRACE, RETENTION, Store, checked_name, checked_path
 from trifle_otel.stores.lifecycle import put_rules, rules
 from trifle_otel.stores.object_driver import Refused, load_obstore, open_bucket, translated
 from trifle_otel.stores.object_urls import ObjectLocation, parse_object_url
@@ -47,8 +48,6 @@ _MOST_PIECES = 9_000
 _PIECES_AT_ONCE = 2
 _READ_AHEAD = 1 << 18
 _TRIES = 3
-_RETENTION = re.compile(r"0|[1-9][0-9]{0,8}")
-_OF_A_TRACE = re.compile(r"data_[0-9]+\.json(\.gz)?|record\.json")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -147,7 +146,7 @@ class ObjectStore(Store):
         for bucket in self.location.buckets:
             answer = self._call(bucket, "", load_obstore().list_with_delimiter)
             for days in sorted(prefix.strip("/") for prefix in answer["common_prefixes"]):
-                if _RETENTION.fullmatch(days):
+                if RETENTION.fullmatch(days):
                     base = f"{days}/{self.location.prefix}/"
                     paths = (path[len(base) :] for path in self._listed(bucket, base))
                     yield from (Folder(int(days), *trace, bucket) for trace in _traces(paths))
@@ -173,6 +172,15 @@ class ObjectStore(Store):
         may not be changed, or the store is no S3. `lifecycle_rules` gives the rules for another tool.
         """
         put_rules(self.location, list(days))
+
+    def check_names(self) -> None:
+        """Refuse a prefix beside which the longest key, reference and name have no room."""
+        size = len(self.location.prefix.encode())
+        if size > MAX_PREFIX_BYTES:
+            raise ConfigurationError(
+                f"the prefix {self.location.prefix!r} has {size} bytes; no more than {MAX_PREFIX_BYTES} leave room for"
+                f" long keys in an object's name, which has {LONGEST_NAME:,} at most: take a shorter one"
+            )
 
     def check(self) -> None:
         """Prove of each bucket that it can be written and read."""
@@ -233,6 +241,10 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any, **options: A
         return function(*arguments, **options)
     except Exception as error:
         failure = translated(error, what)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, where obstore has a fault; it is no Exception
+            raise
+        failure = TrifleError(f"{what}: obstore has failed")
     # out here, so that the driver's own text, which can repeat a token, is no context of ours
     raise failure
 
@@ -269,7 +281,7 @@ def _traces(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
             told.pop()
         folder, _, name = path.rpartition("/")
         key, _, reference = folder.rpartition("/")
-        if key and _OF_A_TRACE.fullmatch(name) and folder not in told and ARTIFACTS not in folder.split("/"):
+        if key and OF_A_TRACE.fullmatch(name) and folder not in told and ARTIFACTS not in folder.split("/"):
             told.append(folder)
             yield key, reference
 

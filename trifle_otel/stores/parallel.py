@@ -84,6 +84,9 @@ class _Batch:
             self.errors[at] = self.down[bucket] = error
         except Exception as error:
             self.errors[at] = error
+        except BaseException as error:  # an interruption, or a driver in Rust that panics: the folder is not whole
+            self.errors[at] = StoreUnavailable(f"it was broken off: {error!r}")
+            raise
 
     def _upload(self, folder: Folder, name: str, local: Path) -> None:
         self.store.write(folder, name, local / name)

@@ -214,6 +214,9 @@ class IndexContract:
         assert by_reference == records[:3]
         assert index.expired(start - timedelta(microseconds=1)) == []
         assert len(index.expired(start + timedelta(days=9), limit=2)) == 2
+        for days in (-1, 0, 2, 9):
+            now = start + timedelta(days=days)
+            assert index.count_expired(now) == len(index.expired(now))
 
     def test_setup_and_check_harm_nothing(self, index: Index) -> None:
         """Setting up again, checking and repairing leave the records."""

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from trifle_otel import value_html, value_trees
 from trifle_otel.errors import NotFound
+from trifle_otel.pictures import picture_type
 from trifle_otel.records import RESULT, TraceRecord
 from trifle_otel.viewer.finding import first_match
 from trifle_otel.viewer.site import Site
@@ -45,7 +46,7 @@ def artifact_page(site: Site, request: Request) -> Response:
     part = _part(request)
     with _opened(site, record, name) as stream:
         shown = _text_part(stream, part)
-    kind = image_type(shown.start) if part == 0 else None
+    kind = picture_type(shown.start) if part == 0 else None
     values = {
         "record": record,
         "name": name,
@@ -102,20 +103,9 @@ def artifact_data(site: Site, request: Request) -> Response:
     except BaseException:
         stream.close()
         raise
-    kind = image_type(start) if request.query_params.get("show") else None
+    kind = picture_type(start) if request.query_params.get("show") else None
     headers = dict(_SANDBOX) if kind else _attachment(name.rpartition("/")[2])
     return Download(start, stream, headers=headers, media_type=kind or "application/octet-stream")
-
-
-def image_type(start: bytes) -> str | None:
-    """What picture begins with these bytes, of the kinds that hold nothing but one; None for anything else."""
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if start.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if start.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    return "image/webp" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else None
 
 
 def _attachment(name: str) -> dict[str, str]:
