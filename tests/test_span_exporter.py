@@ -36,7 +36,7 @@ from opentelemetry.trace import (
 )
 
 import trifle_otel as trifle
-from trifle_otel import Archive, TraceRecord, TrifleSpanExporter, TrifleSpanProcessor
+from trifle_otel import Archive, TraceRecord, TrifleSpanExporter, TrifleSpanProcessor, configuration
 from trifle_otel.errors import ConfigurationError
 from trifle_otel.runtime import runtime
 from trifle_otel.span_exporter import data_of
@@ -284,6 +284,41 @@ def test_another_archive_than_the_configured_one_gets_what_it_was_named_for(apps
     assert trifle.flush(10)
     assert [(one.key, one.retention) for one in records("./theirs")] == [("http/GET/orders/{id}", 30)] * 2
     assert [one.key for one in records("./ours")] == ["job"]
+
+
+def test_what_archives_beside_the_configured_archive_ends_with_its_exporter(apps: Apps) -> None:
+    """It goes on when the process is configured anew, and leaves no thread and no place in the spool behind."""
+    before = threads()
+    trifle.configure("./ours")
+    exporter = TrifleSpanExporter("./theirs")
+    trifle.configure("./third")
+    apps(exporter).request()
+    exporter.shutdown()
+    assert len(records("./theirs")) == 1
+    assert list(Path("theirs/.spool").iterdir()) == []
+    trifle.shutdown()
+    for thread in threads() - before:
+        thread.join(5)
+    assert threads() - before == set()
+
+
+def test_one_that_nobody_ended_ends_with_the_process(apps: Apps) -> None:
+    """Its archive gets what waits, like the configured one."""
+    before = threads()
+    trifle.configure("./ours")
+    exporter = TrifleSpanExporter("./theirs")
+    trifle.configure("./third")
+    apps(exporter).request()
+    assert exporter.force_flush()
+    configuration.reset()
+    for thread in threads() - before:
+        thread.join(5)
+    assert threads() - before == set()
+
+
+def threads() -> set[threading.Thread]:
+    """Those that ship and watch, of any configuration."""
+    return {thread for thread in threading.enumerate() if thread.name in ("trifle-shipper", "trifle-clock")}
 
 
 def test_the_archive_that_is_configured_is_not_opened_twice(apps: Apps) -> None:

@@ -76,6 +76,7 @@ class Changes(TypedDict, total=False):
 
 _delivery: Delivery | None = None
 _earlier: list[Delivery] = []  # of settings that were in force before, for traces that began then
+_beside: list[Delivery] = []  # into other archives than the configured one, for exporters that name one
 _lock = threading.RLock()
 
 
@@ -117,6 +118,7 @@ def reset() -> None:
         deliveries = _all_deliveries()
         _delivery = None
         _earlier.clear()
+        _beside.clear()
         install(None)
         forget_callbacks()
         forget_memories()
@@ -126,7 +128,7 @@ def reset() -> None:
 
 
 def _all_deliveries() -> list[Delivery]:
-    return [*_earlier] if _delivery is None else [*_earlier, _delivery]
+    return [*_earlier, *_beside] if _delivery is None else [*_earlier, *_beside, _delivery]
 
 
 def make_settings(archive: str | os.PathLike[str] | None, changes: dict[str, Any]) -> Settings:
@@ -257,7 +259,7 @@ def runtime_into(
         opened = _open(settings)
         _prepare(opened)
         runtime, delivery = _make_runtime(opened, settings)
-        _earlier.append(delivery)
+        _beside.append(delivery)
         return runtime
 
 

@@ -136,7 +136,10 @@ class TrifleSpanExporter(SpanExporter):
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN)
-        self._finish(runtime().settings.exit_timeout, roots_alone=False)
+        timeout = runtime().settings.exit_timeout
+        self._finish(timeout, roots_alone=False)
+        if self._own is not None and self._own.sink is not None:  # nobody else's
+            self._own.sink.shutdown(timeout)
 
     def _finish(self, timeout: float, *, roots_alone: bool) -> bool:
         token = attach(set_value(_SUPPRESSED, True))
