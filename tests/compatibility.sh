@@ -48,6 +48,18 @@ try() {
     rm -rf "$name"
 }
 
+# Likewise, while others are tried; as many at once as there are cores. `wait -n` fails with the one that failed.
+running=0
+start() {
+    [ "$running" -lt "$(nproc)" ] || finish_one
+    try "$@" &
+    running=$((running + 1))
+}
+finish_one() {
+    wait -n
+    running=$((running - 1))
+}
+
 # The oldest of all that pyproject.toml allows. Newer Pythons have no wheels of it.
 interpreter=$(python_of_version 3.10)
 if [ -n "$interpreter" ]; then
@@ -65,9 +77,10 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
         continue
     fi
     old=("opentelemetry-api==$oldest" "opentelemetry-sdk==$oldest" "opentelemetry-exporter-otlp==$oldest")
-    try "$version-oldest" "$interpreter" "cli" "${old[@]}"
-    try "$version-newest" "$interpreter" "cli"
+    start "$version-oldest" "$interpreter" "cli" "${old[@]}"
+    start "$version-newest" "$interpreter" "cli"
 done
 for extra in "" $extras "$extras"; do
-    try "extra-${extra// /-}" "$python" "$extra"
+    start "extra-${extra// /-}" "$python" "$extra"
 done
+while [ "$running" -gt 0 ]; do finish_one; done

@@ -22,7 +22,34 @@ LOOPBACK = ("127.", "::1", "localhost")
 
 # A machine that others use as well is now and then slow: that is no failure. A test that hangs runs into its time-out.
 settings.register_profile("patient", deadline=None)
+settings.register_profile("few", deadline=None, max_examples=10)
 settings.load_profile("patient")
+
+FEW = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--few`: what is enough on one more Python, after all of it has run on another."""
+    what = f"of each test at most {FEW} of its cases, and 10 examples of a property that does not say how many"
+    parser.addoption("--few", action="store_true", help=what)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take fewer examples where few are asked for."""
+    if config.getoption("--few"):
+        settings.load_profile("few")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out cases where few are asked for: those that are left lie evenly among all."""
+    if not config.getoption("--few"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {item for all_ in cases.values() for item in all_[:: -(-len(all_) // FEW)]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True)

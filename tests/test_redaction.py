@@ -541,15 +541,15 @@ def test_a_key_with_a_plain_value_takes_few_steps(unit: str) -> None:
     ],
 )
 def test_time_grows_in_proportion_to_the_text(unit: str) -> None:
-    """Eight megabytes take some eight times as long as one, of whatever a rule begins with."""
+    """Eight times the text takes some eight times as long, of whatever a rule begins with, and not sixty-four."""
     redactor = Redactor(values={"own": "=x"})  # which may stand beside each marker
     took = []
-    for size in (1_000_000, 8_000_000):
+    for size in (300_000, 2_400_000):  # the one in a window, the other in some
         text = unit * (size // len(unit))
         started = time.thread_time()
         redactor.texts([text])
         took.append(time.thread_time() - started)
-    assert took[1] < 10 * max(took[0], 0.5)
+    assert took[1] < 16 * max(took[0], 0.2)
 
 
 @pytest.mark.parametrize("secret", ["password='hunter2' ", " 4111 1111 1111 1111 ", "amqp://bob:hunter2@h "])
