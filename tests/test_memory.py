@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace as otel
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 import trifle_otel as trifle
 from trifle_otel import packing, redaction, redaction_edits, redaction_literals
 from trifle_otel.archive import Archive
 from trifle_otel.redaction import Redactor, screened_pieces
+from trifle_otel.runtime import runtime
 from trifle_otel.strict_json import clean_text
 
 SIZE = 16_000_000
@@ -68,6 +70,40 @@ def test_a_large_result_is_held_twice_at_most(configure: Callable[..., Archive],
     same = text.startswith("↳ ") and text.strip("↳ '\"") == value.strip()
     assert same  # and no comparison of them, which would take pytest minutes
     assert large.size == len(text.encode())
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_OFF, ALWAYS_ON], ids=["sampled out", "span records"])
+@pytest.mark.parametrize("what", ["lines", "blocks", "blocks by hand", "states"])
+def test_a_trace_that_no_archive_keeps_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch, sampler: Sampler, what: str
+) -> None:
+    """Its lines go to its span, or nowhere, however long it runs."""
+    monkeypatch.setattr(otel, "_TRACER_PROVIDER", TracerProvider(sampler=sampler, shutdown_on_exit=False))
+    assert runtime().sink is None
+
+    @trifle.block("Freight")
+    def freight() -> int:
+        return 7
+
+    def by_hand() -> None:
+        with trifle.block("Freight") as step:
+            step.result(7)
+
+    step = {
+        "lines": lambda: trifle.trace("Freight to zone 4"),
+        "blocks": freight,
+        "blocks by hand": by_hand,
+        "states": trifle.warn,
+    }[what]
+
+    def job(times: int) -> None:
+        with trifle.tracer("job"):
+            for _ in range(times):
+                step()
+
+    job(10)
+    few = peak_of(lambda: job(25_000))
+    assert peak_of(lambda: job(50_000)) < few + (1 << 20)
 
 
 SECRETS = {

@@ -92,7 +92,7 @@ class Frame:
         lines = recording.lines
         if recording.spans is None and lines is not None:  # what `leave` does, without its calls: the commonest end
             if recording.open.pop(self, None) is not None:
-                lines.append((time_ns(), text, self.state, CLOSE, self))
+                recording.append((time_ns(), text, self.state, CLOSE, self))
         else:
             self.text = text
             self.close(self.state, None)
@@ -137,7 +137,7 @@ class Frame:
             recording.count_late(2)
             live_spans.close(self, line[0], state, error)  # it was opened while the trace ended
         elif recording.spans is None:
-            lines.append(line)
+            recording.append(line)
         else:
             recording.note(line, self.events if self.span is not None else None, 2)
             live_spans.close(self, line[0], state, error)
@@ -220,14 +220,14 @@ def open_block(outer: Frame, context: Context, message: str, state: str, head: b
     frame.before = context
     if recording.spans is None:
         frame.ours = ours = Context({**context, FRAME: frame})
-        lines.append((time_ns(), message, state, OPEN_HEAD if head else OPEN, frame))
+        recording.append((time_ns(), message, state, OPEN_HEAD if head else OPEN, frame))
     else:
         now = time_ns()
         context = live_spans.open_block(frame, outer, context, now)
         frame.ours = ours = Context({**context, FRAME: frame})
         recording.note((now, message, state, OPEN_HEAD if head else OPEN, frame), None)
-    if len(lines) > recording.overflow:
-        spill(recording)
+        if len(lines) > recording.overflow:
+            spill(recording)
     recording.open[frame] = frame  # after its line: an error in between, of recursion say, leaves no end without start
     attach(ours)
     return frame

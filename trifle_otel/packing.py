@@ -75,7 +75,9 @@ def pack(recording: Recording, lines: list[Line]) -> Part:
 
 def _are_large(texts: list[str], limit: int) -> bool:
     """Whether one of them may make a message above the limit: no character takes more than four bytes."""
-    return max(map(len, texts), default=0) * 4 + 16 > limit
+    most = (limit - 16) // 4
+    # all together are rarely as much, and a sum takes two thirds of the time
+    return sum(map(len, texts)) > most and max(map(len, texts), default=0) > most
 
 
 def _screened(recording: Recording, redactor: Redactor, texts: list[str]) -> list[str]:
@@ -144,7 +146,7 @@ class Tally(NamedTuple):
     deepest: int
 
 
-def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
+def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:  # noqa: C901 - calls would cost more
     """The format's entries: a block's opening is one, its closing two."""
     entries: list[Shape] = []
     add = entries.append
@@ -163,7 +165,6 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
             level = frame.level - 1
             add(Entry(at, (frame.written or frame.message) + CLOSED, state, TEXT, level, ns, span))
             add(Entry(at, RESULT + text, SUCCESS, RAW, level, ns, span))
-            raw += 1
         elif kind is OPEN or kind is OPEN_HEAD:
             frame.written = text
             head = kind is OPEN_HEAD
@@ -171,7 +172,8 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
             outer = frame.parent
             above = None if outer is None else outer.span_id or _identify(outer)
             level = frame.level - 1
-            deepest = max(deepest, level)  # a block may have nothing in it
+            if level > deepest:  # a block may have nothing in it
+                deepest = level
             add(Entry(at, text + OPENED, state, HEAD if head else TEXT, level, ns, span, above))
         elif kind is TEXT:
             level = frame.level
@@ -186,6 +188,7 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]:
         else:  # an artifact, of `kind` bytes
             media += 1
             add(Media(at, text, state, "media", int(kind), ns, span))
+    raw += len(entries) - len(lines)  # each closing has one more: its result
     return entries, Tally(raw, heads, media, unusual, deepest)
 
 

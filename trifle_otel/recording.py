@@ -103,8 +103,8 @@ class Recording:
         self.trace_id = ""
         self.span_id = ""
         self.lines: list[Line] | None = []
-        # Where a line goes: straight into the list, as long as nothing records spans and the trace runs. The callers of
-        # a job's every line look at nothing else.
+        # Where a line goes: straight into the list, as long as nothing records spans and the trace runs. Those who
+        # record a job's every line and block look at nothing else.
         self.append: Callable[[Line], None] = self.lines.append
         self.rest: list[Line] = []
         self.tags: dict[str, None] = {}
@@ -144,6 +144,8 @@ class Recording:
             root.span = span.span
             root.events = live_spans.Pending(self.spans.places)
             pending_span.show(self, span.context)
+        elif self.runtime.sink is None:
+            self.append = _nowhere
         self.context.update(trace_id=span.trace_id, span_id=span.span_id, sampled=span.recording)
         if span.parent_id is not None:
             self.context["parent_span_id"] = span.parent_id
@@ -331,6 +333,10 @@ class Recording:
         self.append = self.late_line
         self.lines = None
         self.open = {}
+
+
+def _nowhere(line: Line) -> None:
+    """What becomes of a line of a trace that has neither an archive nor spans."""
 
 
 def open_recordings() -> list[Recording]:

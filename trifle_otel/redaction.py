@@ -168,7 +168,7 @@ class Redactor:
 
     def _suspects(self, texts: list[str]) -> list[int]:
         """The rows that can hold a secret. This is the whole cost for most parts."""
-        joined = _BETWEEN.join(("", *texts, ""))
+        joined = _BETWEEN.join(["", *texts, ""])
         if len(joined) > WINDOW:
             del joined
             return list(self._suspects_among_many(texts))
