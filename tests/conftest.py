@@ -7,6 +7,7 @@ home and fails where TRIFLE_REQUIRE_SERVERS is set, so that CI never passes by s
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ settings.register_profile("few", deadline=None, max_examples=10)
 settings.load_profile("patient")
 
 FEW = 4
+
+# A shell has what it starts in the background ignore interrupts, and so would what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -161,7 +161,12 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]: 
             frame.span_id = span = next(_ids)
         if state is not SUCCESS:
             unusual.append(state)
-        if kind is CLOSE:
+        if kind is TEXT:
+            level = frame.level
+            if level > deepest:
+                deepest = level
+            add(Entry(at, text, state, TEXT, level, ns, span))
+        elif kind is CLOSE:
             level = frame.level - 1
             add(Entry(at, (frame.written or frame.message) + CLOSED, state, TEXT, level, ns, span))
             add(Entry(at, RESULT + text, SUCCESS, RAW, level, ns, span))
@@ -175,11 +180,6 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]: 
             if level > deepest:  # a block may have nothing in it
                 deepest = level
             add(Entry(at, text + OPENED, state, HEAD if head else TEXT, level, ns, span, above))
-        elif kind is TEXT:
-            level = frame.level
-            if level > deepest:
-                deepest = level
-            add(Entry(at, text, state, TEXT, level, ns, span))
         elif kind is HEAD or kind is RAW:
             heads += kind is HEAD
             raw += kind is RAW
