@@ -483,7 +483,7 @@ from trifle_otel.indexes.mongo import open_mongo
 from trifle_otel.testing import START, sample_record
 index = open_mongo(sys.argv[1])
 name = sys.argv[2]
-for number in range(10):
+for number in range(5):
     shared = [sample_record(reference=f"shared-{number}-{n:03}") for n in range(20)]
     own = [sample_record(reference=f"{name}-{number:02}-{n:02}", tags=(name,), state="error" if n % 20 else "running",
         first_at=START + timedelta(seconds=n)) for n in range(40)]
@@ -501,8 +501,8 @@ def test_two_processes_put_at_once(server: servers.FerretDB, index: MongoIndex, 
     assert [process.wait() for process in processes] == [0, 0]
     for name in "ab":
         own = [record for page in pages(index, Query(all_tags=(name,), limit=300)) for record in page]
-        assert len(own) == 400
-    assert collection.count_documents({}) == 2 * 400 + 200
+        assert len(own) == 200
+    assert collection.count_documents({}) == 2 * 200 + 100
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
