@@ -409,6 +409,42 @@ def test_a_row_that_the_index_refuses_holds_up_no_other(setup: Setup) -> None:
     assert setup.delivery.shipper.waits().traces == 0
 
 
+def test_what_comes_back_counts(tmp_path: Path) -> None:
+    """What was being tried while more came is above the bound once it comes back: then the oldest go, and not later."""
+    setup = Setup(tmp_path, limit=20_000)
+    tried, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        tried.set()
+        assert release.wait(20)
+        unavailable()
+
+    def waits() -> int:
+        return sum(path.stat().st_size for path in setup.spool.root.rglob("*") if path.is_file())
+
+    setup.store.fault = hang
+    for key in ("jobs/old", "jobs/new"):
+        with trifle.tracer(key):
+            trifle.artifact("file.bin", b"x" * 15_000)
+        assert tried.wait(20)
+    assert waits() > 30_000
+    release.set()
+    until(lambda: waits() < 20_000)
+    assert setup.troubles.counts[TOO_MUCH] == 1
+    setup.store.fault = lambda: None
+    assert trifle.flush(5)
+    assert setup.keys() == ["jobs/new"]
+    setup.delivery.shutdown(5)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds that another thread brings about."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_parts_of_a_running_trace_count(tmp_path: Path) -> None:
     """What a running trace has flushed waits too: above `spool_limit` its parts go, and readers are told which."""
     setup = Setup(tmp_path, limit=20_000)
@@ -418,15 +454,14 @@ def test_parts_of_a_running_trace_count(tmp_path: Path) -> None:
             trifle.artifact(f"{number}.bin", b"x" * 4_000)
             trifle.trace("line")
             setup.delivery.bump(job)
-        waiting = setup.delivery.shipper.waits()
-        assert waiting.traces == 1
-        assert waiting.bytes > 16_000
+        until(lambda: setup.delivery.shipper.waits().traces == 1)  # what is being tried counts by itself
+        assert setup.delivery.shipper.waits().bytes > 16_000
         setup.record("jobs/other", lines=20)
         trifle.artifact("last.bin", b"x" * 4_000)
     setup.record("jobs/new")
     dropped = "parts of running traces were dropped with what was too much or too old"
     assert setup.troubles.counts[dropped] + setup.troubles.counts[TOO_MUCH] > 0
-    assert sum(path.stat().st_size for path in setup.spool.root.rglob("*") if path.is_file()) < 20_000
+    until(lambda: sum(path.stat().st_size for path in setup.spool.root.rglob("*") if path.is_file()) < 20_000)
     setup.store.fault = lambda: None
     assert trifle.flush(5)
     assert setup.archive.search(segment="jobs/new").records

@@ -272,8 +272,10 @@ class Shipper:
             finally:
                 with self._state:
                     self._backlog.give_back([*left.values()])
+                    too_much = self._backlog.take_above(self.limit)  # more has come meanwhile
                     self._batch, self._under_way = [], 0
                     self._state.notify_all()
+                self._drop(too_much, TOO_MUCH)
             if left:
                 return False
         return False
