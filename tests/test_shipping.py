@@ -939,12 +939,8 @@ def test_a_batch_that_is_refused_lengthens_the_pause_once(tmp_path: Path) -> Non
 # --- drivers with faults of their own
 
 
-@pytest.mark.parametrize("results", [None, [], [None]])
-def test_a_store_that_does_not_say_what_became_of_each_loses_nothing(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, results: Any
-) -> None:
-    """Where `take_many` breaks its contract each trace is taken by itself, and that is told."""
-    monkeypatch.setattr(setup.store, "take_many", lambda _: results)
+def ship_three_at_once(setup: Setup) -> None:
+    """Three traces that wait for a store that is down are all there once it is back."""
     setup.store.fault = unavailable
     for number in range(3):
         setup.record(f"jobs/{number}")
@@ -952,6 +948,15 @@ def test_a_store_that_does_not_say_what_became_of_each_loses_nothing(
     setup.store.fault = lambda: None
     assert trifle.flush(5)
     assert setup.keys() == ["jobs/0", "jobs/1", "jobs/2"]
+
+
+@pytest.mark.parametrize("results", [None, [], [None]])
+def test_a_store_that_does_not_say_what_became_of_each_loses_nothing(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, results: Any
+) -> None:
+    """Where `take_many` breaks its contract each trace is taken by itself, and that is told."""
+    monkeypatch.setattr(setup.store, "take_many", lambda _: results)
+    ship_three_at_once(setup)
     assert setup.troubles.counts["the store breaks its contract; traces are taken one by one"] >= 1
 
 
@@ -993,13 +998,7 @@ def test_metrics_that_raise_cost_no_batch(setup: Setup, monkeypatch: pytest.Monk
         monkeypatch.setattr(setup.delivery.shipper, "on_shipped", broken)
     else:
         monkeypatch.setattr(setup.troubles, "also", broken)
-    setup.store.fault = unavailable
-    for number in range(3):
-        setup.record(f"jobs/{number}")
-    assert not trifle.flush(0.1)
-    setup.store.fault = lambda: None
-    assert trifle.flush(5)
-    assert setup.keys() == ["jobs/0", "jobs/1", "jobs/2"]
+    ship_three_at_once(setup)
     assert list(setup.spool.root.glob("*/rows-*")) == []
 
 

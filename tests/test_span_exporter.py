@@ -297,9 +297,7 @@ def test_what_archives_beside_the_configured_archive_ends_with_its_exporter(apps
     assert len(records("./theirs")) == 1
     assert list(Path("theirs/.spool").iterdir()) == []
     trifle.shutdown()
-    for thread in threads() - before:
-        thread.join(5)
-    assert threads() - before == set()
+    assert_ended(before)
 
 
 def test_one_that_nobody_ended_ends_with_the_process(apps: Apps) -> None:
@@ -311,6 +309,11 @@ def test_one_that_nobody_ended_ends_with_the_process(apps: Apps) -> None:
     apps(exporter).request()
     assert exporter.force_flush()
     configuration.reset()
+    assert_ended(before)
+
+
+def assert_ended(before: set[threading.Thread]) -> None:
+    """No thread of ours is left, but those that there were before."""
     for thread in threads() - before:
         thread.join(5)
     assert threads() - before == set()
