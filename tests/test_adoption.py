@@ -19,10 +19,11 @@ from trifle_otel.adoption import ROWS_DROPPED, TOO_MUCH, TOO_OLD, Adopter
 from trifle_otel.encoding import encode_record
 from trifle_otel.errors import ConfigurationError, StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
+from trifle_otel.parcels import Parcel
 from trifle_otel.records import Folder, Query, TraceRecord
 from trifle_otel.runtime import Troubles
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import Parcel, Spool, save
+from trifle_otel.spool import Spool, save
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.stores.parallel import take_at_once
 from trifle_otel.testing import sample_record

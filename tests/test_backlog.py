@@ -16,8 +16,9 @@ from trifle_otel import backlog
 from trifle_otel.backlog import Backlog, without_overtaken
 from trifle_otel.encoding import encode_record
 from trifle_otel.errors import NotFound
+from trifle_otel.parcels import Parcel
 from trifle_otel.records import TraceRecord
-from trifle_otel.spool import Parcel, Spool, save
+from trifle_otel.spool import Spool, save
 from trifle_otel.testing import sample_record
 
 PACKED = backlog.PACKED

@@ -185,15 +185,17 @@ LAYERS = {
     "reindex": Layer(f"{STORED} reading stores.contract"),
     "archive": Layer(f"{PLAIN} {CONTRACTS} queries reading reindex spool shipper configuration"),
     "closing": Layer(STORED),
-    "spool": Layer(f"{PLAIN} plain_files closing packing recording", "platformdirs"),
-    "backlog": Layer(f"{STORED} spool"),
-    "adoption": Layer(f"{PLAIN} {CONTRACTS} plain_files stores.parallel spool"),
+    "parcels": Layer("records"),
+    "spool": Layer(f"{PLAIN} plain_files parcels closing packing recording", "platformdirs"),
+    "backlog": Layer(f"{STORED} parcels spool"),
+    "adoption": Layer(f"{PLAIN} {CONTRACTS} plain_files stores.parallel parcels spool"),
     "delivery": Layer(
-        f"{PLAIN} {CONTRACTS} archive closing spool shipper packing metrics recording clock", "opentelemetry-api"
+        f"{PLAIN} {CONTRACTS} archive closing parcels spool shipper packing metrics recording clock",
+        "opentelemetry-api",
     ),
     "checkup": Layer(f"{PLAIN} plain_files {CONTRACTS} archive spool"),
     "shipper": Layer(
-        f"{PLAIN} {CONTRACTS} archive adoption backlog spool packing metrics recording", "opentelemetry-api"
+        f"{PLAIN} {CONTRACTS} archive adoption backlog parcels spool packing metrics recording", "opentelemetry-api"
     ),
     # the one place that knows everything
     "locations": Layer(

@@ -27,11 +27,12 @@ from trifle_otel.delivery import Delivery
 from trifle_otel.encoding import encode_record
 from trifle_otel.errors import NotFound, StoreUnavailable
 from trifle_otel.indexes.memory import MemoryIndex
+from trifle_otel.parcels import Note, Parcel
 from trifle_otel.records import Folder, TraceRecord
 from trifle_otel.runtime import Runtime, Troubles, install
 from trifle_otel.settings import Settings
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import Note, Parcel, Spool
+from trifle_otel.spool import Spool
 from trifle_otel.stores.files import FileStore
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.stores.parallel import take_at_once

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from trifle_otel.encoding import MAX_RECORD_BYTES, RECORD_NAME, decode_record, encode_record
 from trifle_otel.errors import ConfigurationError, DamagedArchive, NotFound, StoreUnavailable, UsageError
+from trifle_otel.parcels import Parcel
 from trifle_otel.plain_files import is_plain, read_plain
 from trifle_otel.records import Folder, TraceRecord
-from trifle_otel.spool import ASIDE, LOCK, Orphan, Parcel, Spool, adopt, size_of
+from trifle_otel.spool import ASIDE, LOCK, Orphan, Spool, adopt, size_of
 from trifle_otel.stores.contract import Store
 from trifle_otel.stores.parallel import at_once
 

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 from trifle_otel.encoding import RECORD_NAME, decode_record
 from trifle_otel.errors import NotFound
-from trifle_otel.spool import Parcel, Spool
+from trifle_otel.parcels import Parcel
+from trifle_otel.spool import Spool
 from trifle_otel.strict_json import from_json, to_json
 
 KEPT: Final = 2_000  # parcels that stay in memory with their records

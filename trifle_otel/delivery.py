@@ -22,11 +22,12 @@ from trifle_otel.encoding import RECORD_NAME, artifact_name, encode_record
 from trifle_otel.interruptions import is_interruption
 from trifle_otel.metrics import Metrics
 from trifle_otel.packing import pack, record_of
+from trifle_otel.parcels import Parcel
 from trifle_otel.recording import Recording, open_recordings
 from trifle_otel.records import RUNNING, Folder, TraceRecord, empty_counters
 from trifle_otel.runtime import Troubles, announce
 from trifle_otel.shipper import Shipper
-from trifle_otel.spool import IGNORED, Parcel, Spool, save
+from trifle_otel.spool import IGNORED, Spool, save
 
 if TYPE_CHECKING:
     from trifle_otel.archive import Archive

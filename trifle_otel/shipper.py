@@ -45,8 +45,9 @@ from trifle_otel.backlog import Backlog, Stub, without_overtaken
 from trifle_otel.encoding import RECORD_NAME, encode_record
 from trifle_otel.errors import DamagedArchive, NotFound
 from trifle_otel.metrics import Waiting
+from trifle_otel.parcels import Parcel
 from trifle_otel.records import Folder
-from trifle_otel.spool import Parcel, Spool, payload_of
+from trifle_otel.spool import Spool, payload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

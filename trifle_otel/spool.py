@@ -7,7 +7,8 @@
 
 A trace's folder is whole once its `record.json` says that the trace has ended; until then that file,
 if it is there, says `running`, and `journal_<n>.json` hold what a deferred trace has recorded so far.
-Who ships what is here, and when, is `shipper`'s business, and `adoption`'s for what dead processes left.
+What a parcel and a note are is in `parcels`; who ships what is here, and when, is `shipper`'s business,
+and `adoption`'s for what dead processes left.
 """
 
 from __future__ import annotations
@@ -20,18 +21,16 @@ import secrets
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from trifle_otel.closing import close_dead, journals
 from trifle_otel.encoding import RECORD_NAME, decode_record
 from trifle_otel.errors import DamagedArchive
+from trifle_otel.parcels import Note, Parcel, Row
 from trifle_otel.plain_files import is_plain, make_folders, open_plain, read_plain, sync_folder, write_anew
 from trifle_otel.records import TraceRecord
 from trifle_otel.strict_json import from_json, to_json
@@ -45,90 +44,10 @@ LOCK = "lock"
 IGNORED = "ignored.json"
 ASIDE = "unshippable"  # beside the owners' folders: what the archive refuses however often it is tried
 _NOTE = re.compile(r"rows-[0-9]+\.json")
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 NOTE_ROWS = 1000  # records in one note
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
 _SORTED_AT_ONCE = 10_000
 _YOUNG = 60.0  # seconds that a folder without a lock is left alone: its owner may be about to make it
-
-
-class Row(NamedTuple):
-    """Where in a note a record stands."""
-
-    note: Note
-    at: int
-    length: int
-
-
-@dataclass(slots=True)
-class Parcel:
-    """A trace, or what there is of it so far, on its way to the archive.
-
-    Attributes:
-        record: what the index is to have.
-        local: the folder that holds its files.
-        files: what memory holds of it, since it could not be written to disk.
-        names: of a bump: the files that are to be shipped.
-        size: what it takes of the spool, in bytes, or of memory where that holds it.
-        kind: `final`, `bump` (of a trace that is running: the record stays) or `ignored` (what is in the archive is
-            to be deleted).
-        weight: bytes of its record as JSON; 0 where nobody knows.
-        tries: how often the archive refused it.
-        stored: whether the payload is in the archive, and the row alone is missing.
-        row: where its record is noted, from before its payload leaves the spool.
-        queued: whether it has been given to the shipper.
-        since: when it began to wait, on the monotonic clock.
-    """
-
-    record: TraceRecord
-    local: Path | None = None
-    files: dict[str, bytes | Path] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-    size: int = 0
-    kind: str = "final"
-    weight: int = 0
-    tries: int = 0
-    stored: bool = False
-    row: Row | None = None
-    queued: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-
-class Note:
-    """A file of records whose payload is about to leave the spool. Gone once the index has them all."""
-
-    __slots__ = ("descriptor", "done", "fsync", "path", "size", "written")
-
-    def __init__(self, path: str, *, fsync: bool = False) -> None:
-        self.path = path
-        self.fsync = fsync
-        self.descriptor = os.open(path, _APPEND, 0o600)
-        self.size = 0
-        self.written = 0
-        self.done = 0
-
-    def append(self, record: bytes) -> Row:
-        """Add a record, whole or not at all. Raises `OSError`."""
-        line = record + b"\n"
-        row = Row(self, self.size, len(record))
-        try:
-            if os.write(self.descriptor, line) < len(line):  # half a line would spoil the one after it
-                os.ftruncate(self.descriptor, self.size)
-                raise OSError(errno.ENOSPC, "no room for a whole line", self.path)
-            if self.fsync:
-                os.fsync(self.descriptor)
-            self.size += len(line)
-        except BaseException:  # an interruption may come between the two
-            self.size = os.fstat(self.descriptor).st_size
-            raise
-        self.written += 1
-        return row
-
-    def finish(self) -> None:
-        """Nothing more is added to it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 class Spool:
