@@ -691,16 +691,17 @@ def test_a_worker_that_is_killed_leaves_closed_traces(own_folder: Path, kind: si
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": f"{own_folder}:{root}"}
     subprocess.run([sys.executable, "-c", ENQUEUE], env=environment, check=True, timeout=30)
-    worker = subprocess.Popen([sys.executable, "-c", WORK], env=environment, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen([sys.executable, "-c", WORK], env=environment, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 30
     with Archive.open("archive") as archive:
         while not archive.search(segment="jobs/jobs/hangs").records and time.monotonic() < deadline:
             time.sleep(0.05)  # another process's state can only be polled
     worker.send_signal(kind)
     if kind is signal.SIGTERM:  # the first one lets the job run to its end, the second ends it
-        time.sleep(0.2)
+        assert worker.stdout is not None
+        assert any(b"shutting down gracefully" in line for line in worker.stdout)  # two that arrive at once are one
         worker.send_signal(kind)
-    worker.wait(10)
+    worker.communicate(timeout=10)
     with Archive.open("archive") as archive:
         archive.recover()
         found = archive.search().records[::-1]
