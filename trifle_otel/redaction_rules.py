@@ -38,7 +38,7 @@ _VENDOR = re.compile(
     re.ASCII,
 )
 VENDOR_LITERALS = (
-    *("akia", "asia", "aiza", "ghp", "gho", "ghr", "ghs", "ghu", "github pat", "glpat", "xox"),
+    *("akia", "asia", "aiza", "ghp ", "gho ", "ghr ", "ghu ", "github pat", "glpat", "xox"),
     *("sk live", "sk test", "rk live", "rk test", "sk proj", "sk ant", "sk svcacct", "npm", "pypi", "shp"),
 )
 
