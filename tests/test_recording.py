@@ -9,14 +9,17 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, cast
@@ -27,7 +30,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 import trifle_otel as trifle
-from trifle_otel import Archive, TraceRecord, given
+from trifle_otel import Archive, TraceRecord, given, packing
 from trifle_otel.errors import NotFound
 from trifle_otel.recording import Recording
 from trifle_otel.runtime import Troubles
@@ -132,6 +135,44 @@ def test_entries_of_one_block_carry_its_span_and_its_opening_the_one_around_it(a
     assert len({start.span, outer.span, inner.span}) == 3
     assert (outer.stored["parent"], inner.stored["parent"]) == (start.span, outer.span)
     assert all(len(bytes.fromhex(entry.span or "")) == 8 for entry in (start, outer, inner))
+
+
+@pytest.mark.parametrize(
+    "message, stored",
+    [
+        ("Freight", "Freight"),
+        ("Freight " * 200, "Freight " * 200),
+        ("half \ud800", r"half \ud800"),
+        ("nothing\0", "nothing\u2400"),
+        ("password=hunter2", "password=[redacted:password]"),
+    ],
+)
+@pytest.mark.parametrize("is_flushed", [False, True])
+def test_a_block_is_closed_by_the_message_that_opened_it(
+    archive: Archive, message: str, stored: str, is_flushed: bool
+) -> None:
+    """Whatever became of it, and in whatever part."""
+    with trifle.tracer("a/job", mode="live") as job, trifle.block(message):
+        sink = job.runtime.sink
+        if is_flushed and sink is not None:
+            sink.bump(job)
+    assert [shape[-1] for shape in inside(archive)] == [f"{stored} ↴", f"{stored} ↵", "↳ None"]
+    assert only(archive).parts == 1 + is_flushed
+
+
+def test_ids_of_blocks_are_unique_in_all_threads() -> None:
+    """Those that are joined from pieces, in more threads than one and when the pieces begin again."""
+    ids = packing._new_ids()
+    found = list(islice(ids, 500))
+    deque(islice(ids, 2**24 - 1500), maxlen=0)
+    threads = [threading.Thread(target=lambda: found.extend(islice(ids, 500))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == len(found) == 4500
+    assert all(re.fullmatch("[0-9a-f]{16}", each) and int(each, 16) for each in found)
+    assert len({each[:10] for each in found}) >= 2
 
 
 def test_a_part_is_one_gzip_member_of_compact_json(archive: Archive) -> None:

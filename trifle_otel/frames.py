@@ -71,7 +71,7 @@ class Frame:
         self.span: Any = None
         self.span_id: str | None = None
         self.events: live_spans.Pending | None = None
-        self.written: str | None = None  # the message as it was stored, once it was
+        self.written: str | None = None  # the message of its closing line, once its opening one was stored
 
     def result(self, value: Any) -> Any:
         """Record the block's result, as it is now, and give it back."""
