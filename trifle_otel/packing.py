@@ -170,7 +170,12 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]: 
             start, end = at * _SECOND, (at + 1) * _SECOND
         if state is not SUCCESS:
             unusual.append(state)
-        if kind is CLOSE:
+        if kind is TEXT:
+            level = frame.level
+            if level > deepest:
+                deepest = level
+            add(Entry(at, text, state, TEXT, level, ns, frame.span_id or _identify(frame)))
+        elif kind is CLOSE:
             span = frame.span_id or _identify(frame)
             level = frame.level - 1
             add(Entry(at, frame.written or frame.message + CLOSED, state, TEXT, level, ns, span))
@@ -191,11 +196,6 @@ def _entries(lines: list[Line], texts: list[str]) -> tuple[list[Shape], Tally]: 
             head = kind is OPEN_HEAD
             heads += head
             add(Entry(at, opening, state, HEAD if head else TEXT, level, ns, span, above))
-        elif kind is TEXT:
-            level = frame.level
-            if level > deepest:
-                deepest = level
-            add(Entry(at, text, state, TEXT, level, ns, frame.span_id or _identify(frame)))
         elif kind is HEAD or kind is RAW:
             level = frame.level
             deepest = max(deepest, level)
