@@ -1,6 +1,8 @@
 """What whole traces cost: the demonstration job, from its first line until the last row is in the index.
 
-Each contender runs in fresh processes with fresh folders, in turn with the others. Only stones that are priced in
+Each contender runs in fresh processes with fresh folders, in turn with the others: on one core, for which the targets
+are, and on all that there are, where what runs in the background costs little time (of the prototype nearly all of the
+index, of ours less: its thread waits for the interpreter's lock). Only stones that are priced in
 full are calculated, some 316 entries each, with the job's own caches warm. The real SDK is there and samples
 everything out, so that the archive alone is measured. A contender is a function that sets up a process (a peer's makes
 a stand-in for `trifle_otel`, as the floor does) and gives what brings the last trace to disk; to add one, add it
@@ -97,19 +99,24 @@ def _ours(folder: Path, mode: Literal["live", "deferred"]) -> Finish:
 
 def rows(folder: Path, rounds: int, traces: int) -> Iterator[Row]:
     """All figures of this module; archives are made in `folder`."""
-    runs = [_all_once(folder, round_, traces) for round_ in range(rounds)]
-    logging_us = statistics.median(run.logging for runs_ in runs for run in runs_.values())
+    pairs = [(_all_once(folder, round_, traces, True), _all_once(folder, round_, traces)) for round_ in range(rounds)]
+    alone, runs = ([pair[side] for pair in pairs] for side in (0, 1))
+    logging_us = statistics.median(run.logging for runs_ in alone for run in runs_.values())
     least = TARGET_RATE * AT_LOGGING_COST / logging_us
     for mode in ("deferred", "live"):
-        yield _row(f"whole job, {mode}", mode, "floor", runs, least)
+        yield _row(f"whole job, {mode}, on one core", mode, alone, TARGET_RATIO, least)
+    for mode in ("deferred", "live"):
+        yield _row(f"whole job, {mode}, on all cores", mode, runs)
     yield _cpu_row("whole job, deferred, CPU", "deferred", "floor", runs)
     yield _cpu_row("whole job, live, CPU", "live", "floor", runs)
     yield _cpu_row("whole job, deferred, CPU", "deferred", "untraced", runs)
 
 
-def _row(what: str, ours: str, peer: str, runs: Sequence[dict[str, Run]], least: float) -> Row:
-    ratio = statistics.median(run[peer].rate / run[ours].rate for run in runs)
-    return Row(what, _rate(ours, runs), RATE, _LABELS[peer], _rate(peer, runs), ratio, TARGET_RATIO, least)
+def _row(
+    what: str, ours: str, runs: Sequence[dict[str, Run]], most: float | None = None, least: float | None = None
+) -> Row:
+    ratio = statistics.median(run["floor"].rate / run[ours].rate for run in runs)
+    return Row(what, _rate(ours, runs), RATE, _LABELS["floor"], _rate("floor", runs), ratio, most, least)
 
 
 def _cpu_row(what: str, ours: str, peer: str, runs: Sequence[dict[str, Run]]) -> Row:
@@ -125,17 +132,20 @@ def _rate(contender: str, runs: Sequence[dict[str, Run]]) -> float:
     return statistics.median(run[contender].rate for run in runs)
 
 
-def _all_once(folder: Path, round_: int, traces: int) -> dict[str, Run]:
+def _all_once(folder: Path, round_: int, traces: int, on_one_core: bool = False) -> dict[str, Run]:
     """Each contender once; the order turns from round to round."""
     names = list(CONTENDERS)
     names = names[round_ % len(names) :] + names[: round_ % len(names)]
-    return {name: in_a_process(name, folder / f"{name}-{round_}", traces) for name in names}
+    more = ["--on-one-core"] if on_one_core else []
+    return {name: in_a_process(name, folder / f"{name}-{round_}{len(more)}", traces, more=more) for name in names}
 
 
-def in_a_process(contender: str, folder: Path, traces: int, module: str = "benchmarks.traces") -> Run:
-    """One run in a process of its own: `module` as a program."""
+def in_a_process(
+    contender: str, folder: Path, traces: int, module: str = "benchmarks.traces", more: Sequence[str] = ()
+) -> Run:
+    """One run in a process of its own: `module` as a program, with `more` options."""
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", module, contender, str(folder), "--traces", str(traces)]
+    command = [sys.executable, "-m", module, contender, str(folder), "--traces", str(traces), *more]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("TRIFLE_", "OTEL_"))}
     done = subprocess.run(command, cwd=ROOT, env=plain, stdout=subprocess.PIPE, check=True)
     run = Run(**json.loads(done.stdout))
@@ -181,7 +191,10 @@ def main() -> None:
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--traces", type=int, default=3000)
+    parser.add_argument("--on-one-core", action="store_true", help="where the system can keep a process to one")
     given = parser.parse_args()
+    if given.on_one_core and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     print(json.dumps(asdict(measure(given.contender, CONTENDERS[given.contender], given.folder, given.traces))))
 
 
