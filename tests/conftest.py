@@ -26,7 +26,7 @@ settings.register_profile("patient", deadline=None)
 settings.register_profile("few", deadline=None, max_examples=10)
 settings.load_profile("patient")
 
-FEW = 4
+FEW = 2
 
 # A shell has what it starts in the background ignore interrupts, and so would what tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
