@@ -1,8 +1,7 @@
 """What whole traces cost: the demonstration job, from its first line until the last row is in the index.
 
 Each contender runs in fresh processes with fresh folders, in turn with the others: on one core, for which the targets
-are, and on all that there are, where what runs in the background costs little time (of the prototype nearly all of the
-index, of ours less: its thread waits for the interpreter's lock). Only stones that are priced in
+are, and on all that there are, where the prototype has its index made beside the job. Only stones that are priced in
 full are calculated, some 316 entries each, with the job's own caches warm. The real SDK is there and samples
 everything out, so that the archive alone is measured. A contender is a function that sets up a process (a peer's makes
 a stand-in for `trifle_otel`, as the floor does) and gives what brings the last trace to disk; to add one, add it
