@@ -189,13 +189,15 @@ LAYERS = {
     "spool": Layer(f"{PLAIN} plain_files parcels closing packing recording", "platformdirs"),
     "backlog": Layer(f"{STORED} parcels spool"),
     "adoption": Layer(f"{PLAIN} {CONTRACTS} plain_files stores.parallel parcels spool"),
+    "payloads": Layer(f"{PLAIN} {CONTRACTS} adoption parcels spool"),
     "delivery": Layer(
         f"{PLAIN} {CONTRACTS} archive closing parcels spool shipper packing metrics recording clock",
         "opentelemetry-api",
     ),
     "checkup": Layer(f"{PLAIN} plain_files {CONTRACTS} archive spool"),
     "shipper": Layer(
-        f"{PLAIN} {CONTRACTS} archive adoption backlog parcels spool packing metrics recording", "opentelemetry-api"
+        f"{PLAIN} {CONTRACTS} archive adoption backlog parcels payloads spool packing metrics recording",
+        "opentelemetry-api",
     ),
     # the one place that knows everything
     "locations": Layer(

@@ -12,15 +12,14 @@ Its promises, each tested:
   run in processes that it forked), and what this process recorded goes first;
 - nothing that it does is traced by the instrumentations around it.
 
-What is packed and how it is spooled is not known here; see `delivery`, `spool` and `adoption`.
+What is packed, how it is spooled and how it gets into a store is not known here; see `delivery`, `spool`,
+`payloads` and `adoption`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
 import threading
 import time
 from collections import Counter
@@ -39,15 +38,13 @@ from trifle_otel.adoption import (
     UNREACHED,
     Adopter,
     put,
-    take_many,
 )
 from trifle_otel.backlog import Backlog, Stub, without_overtaken
-from trifle_otel.encoding import RECORD_NAME, encode_record
 from trifle_otel.errors import DamagedArchive, NotFound
 from trifle_otel.metrics import Waiting
 from trifle_otel.parcels import Parcel
-from trifle_otel.records import Folder
-from trifle_otel.spool import Spool, payload_of
+from trifle_otel.payloads import Payloads
+from trifle_otel.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -98,6 +95,7 @@ class Shipper:
         self.prepare: Callable[[], None] | None = None
         """What is to be done before anything is shipped, until it succeeds."""
         self._quiet_until = 0.0
+        self._payloads = Payloads(store, index, spool, troubles)
         self._adopter = None if spool is None else Adopter(store, index, spool, troubles, limit=limit, age=age)
         self._begin()
 
@@ -310,7 +308,7 @@ class Shipper:
 
     def _ship(self, left: dict[int, Parcel]) -> None:
         """Ship a batch, by the ids of its parcels; what is left in it has to be tried again, where this raises too."""
-        outcomes = self._move([*left.values()])
+        outcomes = self._payloads.move([*left.values()])
         down: Exception | None = None
         for parcel in [*left.values()]:
             try:
@@ -345,73 +343,11 @@ class Shipper:
             _raise(outcomes[id(parcel)])
         elif not parcel.stored:
             _raise(down)
-            self._store(parcel)
+            self._payloads.store_one(parcel)
         parcel.stored = parcel.kind == "final"
         parcel.size = 0
         if parcel.kind != "ignored":
             self._unindexed.append(parcel)
-
-    def _move(self, parcels: list[Parcel]) -> dict[int, Exception | None]:
-        """Move the folders of ended traces in, several at once where the store can; what became of each, by its id."""
-        moving: dict[Folder, tuple[Parcel, Path]] = {}
-        for parcel in parcels:
-            if parcel.kind == "final" and not parcel.stored and not parcel.files and parcel.local is not None:
-                # a reference of the caller's may repeat
-                moving.setdefault(parcel.record.folder, (parcel, parcel.local))
-        for parcel, _ in moving.values():
-            self._note(parcel)
-        moves = [(folder, local) for folder, (_, local) in moving.items()]
-        results = take_many(self.store, moves, self.troubles)
-        return {id(parcel): result for (parcel, _), result in zip(moving.values(), results, strict=True)}
-
-    def _store(self, parcel: Parcel) -> None:
-        record, folder = parcel.record, parcel.record.folder
-        if parcel.kind == "ignored":
-            self.index.delete([record.reference])
-            self.store.delete(folder)
-            if parcel.local is not None:
-                shutil.rmtree(parcel.local, ignore_errors=True)
-        elif parcel.kind == "bump":
-            self._store_bump(parcel)
-        elif parcel.files or parcel.local is None:
-            self._store_from_memory(parcel)
-        else:
-            self._note(parcel)
-            self.store.take(folder, parcel.local)
-
-    def _note(self, parcel: Parcel) -> None:
-        if self.spool is not None and parcel.row is None:
-            try:
-                parcel.row = self.spool.note(encode_record(parcel.record))
-            except OSError as error:  # a crash right now could cost an index row: `trifle-otel reindex` finds it
-                self.troubles.report("the spool cannot be written", error)
-
-    def _store_bump(self, parcel: Parcel) -> None:
-        folder = parcel.record.folder
-        for name in parcel.names:
-            data = parcel.files.get(name)
-            if data is None and parcel.local is not None:
-                data = parcel.local / name
-            if data is not None and not (isinstance(data, Path) and not data.exists()):
-                self.store.write(folder, name, data)
-        self.store.write(folder, RECORD_NAME, encode_record(parcel.record))
-        for name in parcel.names:
-            if parcel.local is not None:
-                with suppress(OSError):
-                    os.unlink(parcel.local / name)
-
-    def _store_from_memory(self, parcel: Parcel) -> None:
-        """Where the disk would not take all of it."""
-        folder, local = parcel.record.folder, parcel.local
-        if local is not None and local.exists():
-            for name, path in payload_of(local):
-                if name not in parcel.files:
-                    self.store.write(folder, name, path)
-        for name, data in parcel.files.items():
-            self.store.write(folder, name, data)
-        self.store.write(folder, RECORD_NAME, encode_record(parcel.record))
-        if local is not None:
-            shutil.rmtree(local, ignore_errors=True)
 
     def _give_up(self, parcel: Parcel, error: Exception) -> bool:
         """Whether a parcel that the archive refuses is put aside, so that others are not held up."""
