@@ -326,8 +326,6 @@ def test_other_content_is_refused(content_type: str) -> None:
         b'{"resourceSpans": [[]]}',
         b'{"resourceSpans": NaN}',
         b'\xff\xfe{"resourceSpans": []}',
-        '{"resourceSpans": [{"schemaUrl": "\ud800"}]}'.encode("utf-8", "surrogatepass"),
-        b'{"resourceSpans": [{"schemaUrl": "\\ud800"}]}',
         b'{"resourceSpans":' + b"[" * 100_000,
     ],
 )
@@ -338,14 +336,44 @@ def test_malformed_json_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [b'"caf\\udce9 \\ud83d!"', b'"caf\xe9 \xff!"', b'"caf\xed\xb3\xa9 \xff!"'],
+    ids=["escaped", "Latin-1", "as UTF-8"],
+)
+def test_texts_of_json_that_are_none_are_repaired(said: bytes) -> None:
+    """Python's SDK writes a file's name with a lone surrogate as it is; others do not check their UTF-8."""
+    body = json.dumps(one_span(name="NAME", attributes=[{"key": "ä", "value": {"intValue": str(2**62 + 1)}}]))
+    (span,) = spans_of(parse_request(body.encode().replace(b'"NAME"', said), JSON))
+    assert re.fullmatch(r"caf(\ufffd+|\\udce9) (\ufffd|\\ud83d)!", span.name)
+    assert span.attributes == {"ä": 2**62 + 1}
+
+
+@pytest.mark.parametrize("wrong", ["zz", "not-hex-id-12345", "AAAAAAAAAAAAAAAAAAAAAA==", "abc"])
+def test_an_id_of_json_that_is_none_is_a_matter_of_its_span(wrong: str) -> None:
+    """Whoever takes the spans refuses that one; one whose parent's id is wrong is no root."""
+    (of_trace,) = read(one_span(traceId=wrong))
+    (of_span,) = read(one_span(spanId=wrong))
+    (of_parent,) = read(one_span(parentSpanId=wrong))
+    (of_link,) = read(one_span(links=[{"traceId": wrong, "spanId": SPAN}]))
+    assert (of_trace.trace_id, of_span.span_id) == ("", "")
+    assert of_parent.parent_id == wrong.encode().hex()
+    assert [(link.trace_id, link.span_id) for link in of_link.links] == [("", SPAN)]
+
+
+@pytest.mark.parametrize("wrong", [-1, "-1", 2**64, str(2**70)])
+def test_a_time_of_json_that_cannot_be_is_none(wrong: Any) -> None:
+    """As if its span had said nothing of it."""
+    event = {"name": "e", "timeUnixNano": wrong}
+    (span,) = read(one_span(startTimeUnixNano=wrong, endTimeUnixNano=wrong, events=[event]))
+    assert (span.start_ns, span.end_ns, span.events[0].ns) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
     "fields, said",
     [
-        ({"traceId": "xyz"}, "traceId"),
         ({"spanId": 5}, "spanId"),
         ({"name": 5}, "name"),
-        ({"startTimeUnixNano": -1}, "in JSON"),
         ({"startTimeUnixNano": "soon"}, "startTimeUnixNano"),
-        ({"endTimeUnixNano": 2**64}, "in JSON|endTimeUnixNano"),
         ({"endTimeUnixNano": 1.5}, "endTimeUnixNano"),
         ({"kind": "SPAN_KIND_BUTLER"}, "in JSON"),
         ({"kind": True}, "kind"),
@@ -360,7 +388,6 @@ def test_malformed_json_is_refused(body: bytes) -> None:
         ({"events": "none"}, "events"),
         ({"status": "OK"}, "object"),
         ({"flags": -1}, "in JSON"),
-        ({"links": [{"traceId": "0"}]}, "traceId"),
     ],
 )
 def test_wrong_fields_of_json_are_refused(fields: dict[str, Any], said: str) -> None:

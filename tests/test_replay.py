@@ -271,6 +271,25 @@ def test_the_root_keeps_its_parent(archive: Archive, http: HttpServer, context: 
     assert root.parent_span_id.hex() == parent
 
 
+def test_a_span_of_others_that_outlived_its_root_does_not_lengthen_it(archive: Archive, http: HttpServer) -> None:
+    """An asynchronous child ends when it ends; the root's own times are to the nanosecond what they were."""
+    began, ended = START_NS + 789, START_NS + 1_000_000_123
+    entries = [
+        entry("GET /", ns=began),
+        entry("later ↴", span="b" * 16, ns=began + 5),
+        entry("later ↵", span="b" * 16, ns=began + 9_000_000_000),
+        entry("↳ UNSET", kind="raw", span="b" * 16, ns=began + 9_000_000_000),
+        entry("→ 200", ns=ended),
+    ]
+    record = add(
+        archive, entries, context={"trace_id": "d" * 32, "span_id": "a" * 16, "name": "GET /", "kind": "SERVER"}
+    )
+    named = sent(archive, record, http)
+    root, later = named["GET /"], named["later"]
+    assert (root.start_time_unix_nano, root.end_time_unix_nano) == (began, ended)
+    assert later.end_time_unix_nano == began + 9_000_000_000
+
+
 def test_a_trace_that_was_made_of_spans_is_those_again(archive: Archive, http: HttpServer) -> None:
     """The root of an application without our API has its own name, kind, attributes and links again."""
     context = {

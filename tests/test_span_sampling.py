@@ -16,6 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
+    ALWAYS_ON,
     DEFAULT_ON,
     Decision,
     ParentBased,
@@ -129,6 +130,18 @@ def test_a_trace_that_is_sampled_out_is_complete_in_the_archive(sampler: Sampler
     assert sent == f"00-{sdk.record.trace_id}-{sdk.record.span_id}-{sent[-2:] if sent else ''}"
     assert sent is not None
     assert not int(sent[-2:], 16) & TraceFlags.SAMPLED
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "sampled out"])
+def test_a_trace_that_processors_alone_see_is_one_that_was_sampled_out(sampler: Sampler) -> None:
+    """So that it can be found, and replayed, with the others that no backend has."""
+    sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
+    if not hasattr(sampling, "AlwaysRecordSampler"):
+        pytest.skip("this SDK has no AlwaysRecordSampler")
+    sdk = Sdk(sampler=sampling.AlwaysRecordSampler(sampler)).configure()
+    run_a_job()
+    assert sdk.record.context["sampled"] is (sampler is ALWAYS_ON)
+    assert [entry.message for entry in sdk.entries] == JOB
 
 
 @pytest.mark.parametrize("sampled", [True, False])

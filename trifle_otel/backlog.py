@@ -41,6 +41,7 @@ class Stub(NamedTuple):
     at: int = 0
     length: int = 0
     stored: bool = False
+    derived: bool = False
 
 
 class Pack(NamedTuple):
@@ -156,6 +157,7 @@ class Backlog:
             stored=item.stored,
             row=row,
             since=item.since,
+            derived=item.derived,
         )
 
     def take_above(self, limit: float) -> list[Parcel | Stub]:
@@ -280,4 +282,4 @@ def _stub(parcel: Parcel) -> Stub:
     row = parcel.row
     local = "" if parcel.stored or parcel.local is None else str(parcel.local)
     where = ("", 0, 0) if row is None else (row.note.path, row.at, row.length)
-    return Stub(local, parcel.size, int(parcel.since * 10) / 10, *where, parcel.stored)
+    return Stub(local, parcel.size, int(parcel.since * 10) / 10, *where, parcel.stored, parcel.derived)

@@ -217,7 +217,9 @@ class Delivery:
             encoded = encode_record(record)
             size = self._save(recording, held, files, encoded)
             held.encoded, held.kept = encoded, len(lines)
-            held.parcel = parcel = Parcel(record, None, held.files, size=held.size + size, weight=len(encoded))
+            held.parcel = parcel = Parcel(
+                record, None, held.files, size=held.size + size, weight=len(encoded), derived=recording.derived
+            )
         except BaseException:
             _count_as(recording, before)
             raise
@@ -226,7 +228,7 @@ class Delivery:
     def _move_in(self, parcel: Parcel, held: Held) -> bool:
         """Move a finished trace into a local archive: one rename. Its row is noted before, and follows in a batch."""
         store, spool, folder, encoded = self.archive.store, self.spool, held.folder, held.encoded
-        if spool is None or folder is None or not self.direct:
+        if spool is None or folder is None or not self.direct or parcel.derived:
             return False
         try:
             parcel.row = spool.note(encoded)

@@ -78,6 +78,7 @@ class RootSpan(NamedTuple):
     span_id: str
     context: Context
     parent_id: str | None
+    sampled: bool  # whether exporters are to have it: one that is recorded may be for processors alone
 
 
 class LiveSpans:
@@ -177,13 +178,15 @@ def start_root(runtime: Runtime, name: str, kind: SpanKind, attributes: dict[str
         span = tracer.start_span(short_name(name), context=context, kind=kind, attributes=attributes)
         own = span.get_span_context()
         recording = span.is_recording()
+        sampled = recording and own.trace_flags.sampled
     except Exception as error:  # a sampler or processor of the application's that raises
         runtime.troubles.report("a span could not be started", error)
         return _unborn(otel.INVALID_SPAN, parent, context)
     if not own.is_valid or own.span_id == parent.span_id:
         return _unborn(span, parent, context)
     context = otel.set_span_in_context(span, context)
-    return RootSpan(span, recording, f"{own.trace_id:032x}", f"{own.span_id:016x}", context, _parent_id(parent))
+    ids = f"{own.trace_id:032x}", f"{own.span_id:016x}"
+    return RootSpan(span, recording, *ids, context, _parent_id(parent), sampled)
 
 
 def open_block(frame: Frame, outer: Frame, context: Context, start: int) -> Context:
@@ -339,7 +342,7 @@ def _version() -> str:
 
 def _unborn(span: Span, parent: SpanContext, context: Context) -> RootSpan:
     trace = f"{parent.trace_id:032x}" if parent.trace_id else os.urandom(16).hex()
-    return RootSpan(span, False, trace, os.urandom(8).hex(), context, _parent_id(parent))
+    return RootSpan(span, False, trace, os.urandom(8).hex(), context, _parent_id(parent), False)
 
 
 def _parent_id(parent: SpanContext) -> str | None:

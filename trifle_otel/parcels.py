@@ -42,6 +42,7 @@ class Parcel:
         stored: whether the payload is in the archive, and the row alone is missing.
         row: where its record is noted, from before its payload leaves the spool.
         queued: whether it has been given to the shipper.
+        derived: whether its reference was derived from what somebody else recorded, and may send again.
         since: when it began to wait, on the monotonic clock.
     """
 
@@ -56,6 +57,7 @@ class Parcel:
     stored: bool = False
     row: Row | None = None
     queued: bool = False
+    derived: bool = False
     since: float = field(default_factory=time.monotonic)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,14 +46,33 @@ class Payloads:
         results = take_many(self.store, moves, self.troubles)
         return {id(parcel): result for (parcel, _), result in zip(moving.values(), results, strict=True)}
 
+    def repeated(self, parcels: Iterable[Parcel]) -> list[Parcel]:
+        """Those made of spans of which more is in the archive, or in another of these. Raises what the index raises.
+
+        Who sends spans sends them again where no answer came, and then perhaps a part of them alone.
+        """
+        derived = [parcel for parcel in parcels if parcel.derived and not parcel.stored]
+        most: dict[str, int] = {}
+        for parcel in derived:
+            reference, length = parcel.record.reference, parcel.record.length
+            if reference not in most:
+                known = self.index.find(reference)
+                most[reference] = 0 if known is None else known.length
+            most[reference] = max(most[reference], length)
+        return [parcel for parcel in derived if parcel.record.length < most[parcel.record.reference]]
+
+    def remove(self, parcel: Parcel) -> None:
+        """Remove what the spool has of a parcel."""
+        if parcel.local is not None:
+            shutil.rmtree(parcel.local, ignore_errors=True)
+
     def store_one(self, parcel: Parcel) -> None:
         """Store a parcel's payload; of one that the job ignored, delete what is there. Raises what the store raises."""
         record, folder = parcel.record, parcel.record.folder
         if parcel.kind == "ignored":
             self.index.delete([record.reference])
             self.store.delete(folder)
-            if parcel.local is not None:
-                shutil.rmtree(parcel.local, ignore_errors=True)
+            self.remove(parcel)
         elif parcel.kind == "bump":
             self._store_bump(parcel)
         elif parcel.files or parcel.local is None:

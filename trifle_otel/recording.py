@@ -54,6 +54,7 @@ class Recording:
         "clean_tags",
         "context",
         "counters",
+        "derived",
         "ended",
         "first_ns",
         "ignored",
@@ -97,6 +98,7 @@ class Recording:
         self.meta = meta  # plain JSON, screened, as `context` is: both are stored as they are
         self.state = RUNNING
         self.ignored = False
+        self.derived = False  # made of spans of others, whose reference is the same each time that they come
         self.context: dict[str, Any] = {}
         self.retention: int | None = None
         self.bucket: str | None = None
@@ -146,7 +148,7 @@ class Recording:
             pending_span.show(self, span.context)
         elif self.runtime.sink is None:
             self.append = _nowhere
-        self.context.update(trace_id=span.trace_id, span_id=span.span_id, sampled=span.recording)
+        self.context.update(trace_id=span.trace_id, span_id=span.span_id, sampled=span.sampled)
         if span.parent_id is not None:
             self.context["parent_span_id"] = span.parent_id
         _open[self] = None

@@ -308,6 +308,8 @@ class Shipper:
 
     def _ship(self, left: dict[int, Parcel]) -> None:
         """Ship a batch, by the ids of its parcels; what is left in it has to be tried again, where this raises too."""
+        if not self._leave_out_repeated(left):
+            return
         outcomes = self._payloads.move([*left.values()])
         down: Exception | None = None
         for parcel in [*left.values()]:
@@ -326,6 +328,19 @@ class Shipper:
             self._wait_longer()
         if self._index() and not left:
             self._pause = 0.0
+
+    def _leave_out_repeated(self, left: dict[int, Parcel]) -> bool:
+        """Drop what came again and is archived with more; False where nobody can tell now."""
+        try:
+            repeated = self._payloads.repeated(left.values())
+        except PASSING as error:
+            self._failed(error, "the index cannot be read; traces wait")
+            return False
+        for parcel in repeated:
+            self._payloads.remove(parcel)
+            del left[id(parcel)]
+        self._count(len(repeated))
+        return True
 
     def _is_prepared(self) -> bool:
         try:

@@ -1,6 +1,7 @@
 """An execution that was made of spans, archived as if our own API had recorded it.
 
-The same spans give the same reference, so that what comes twice is stored once. What our own library has recorded is in
+The same spans give the same reference, so that what comes twice is stored once; where a part of them comes again, what
+is stored of all of them stays. What our own library has recorded is in
 an archive already, and is left out. How spans become executions is `assemble`'s business, how they become lines
 `lines`', where a recording goes that of the runtime's sink.
 """
@@ -83,6 +84,7 @@ def _recording_of(execution: Execution, runtime: Runtime) -> Recording:
     first = execution.key_span
     key = key_of(first) if root is not None else f"{INCOMPLETE}/{key_of(first)}"
     recording = Recording(runtime, plain_key(runtime.redactor, key), mode="deferred", reference=reference, meta=None)
+    recording.derived = True
     recording.first_ns = first.start_ns
     recording.last_ns = first.end_ns if root is not None else max(span.end_ns for span in spans)
     recording.started = 1  # on no clock: an end of 0 would count as none

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import cast
 
 from trifle_otel.errors import UsageError
+from trifle_otel.otlp.from_json import value_from_json
 from trifle_otel.otlp.spans import JSON, MalformedRequest, parse_request, spans_of
 from trifle_otel.span_data import SpanData
-from trifle_otel.strict_json import parse_quickly
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes of a line; the collector's own receivers take requests of 20 MiB."""
@@ -132,7 +132,7 @@ def _spans(line: bytes) -> list[SpanData]:
     """The spans of a line. Raises `MalformedRequest` for what is none of OTLP's."""
     spans = spans_of(parse_request(line, JSON))
     if not spans:
-        value = parse_quickly(line)
+        value = value_from_json(line)
         if not isinstance(value, dict) or not _SIGNALS & value.keys():
             raise MalformedRequest("it is no OTLP: there is no `resourceSpans` in it")
     return spans

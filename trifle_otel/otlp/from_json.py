@@ -16,7 +16,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from trifle_otel.errors import UsageError
-from trifle_otel.strict_json import parse_quickly
+from trifle_otel.strict_json import from_json, parse_quickly
 
 MAX_DEPTH = 90
 """Messages in messages that a value consists of. Protobuf allows 100, those around the value included: what is deeper
@@ -33,11 +33,21 @@ class MalformedRequest(UsageError):
 
 def request_from_json(body: bytes) -> ExportTraceServiceRequest:
     """The request that a JSON text holds. Raises `MalformedRequest`."""
+    return message_from_json(value_from_json(body))
+
+
+def value_from_json(body: bytes) -> Any:
+    """What a JSON text holds. Raises `MalformedRequest`.
+
+    Texts that are not UTF-8 are repaired, and lone surrogates: SDKs send them as they are in names of files, say.
+    """
     try:
-        value = parse_quickly(body)
+        return parse_quickly(body)
     except ValueError as error:
-        raise MalformedRequest(f"the body is not JSON in UTF-8: {error}") from error
-    return message_from_json(value)
+        try:
+            return from_json(body.decode("utf-8", "replace").encode())
+        except ValueError:
+            raise MalformedRequest(f"the body is not JSON in UTF-8: {error}") from error
 
 
 def message_from_json(value: Any) -> ExportTraceServiceRequest:
@@ -82,10 +92,11 @@ def _scope_spans(value: _Object, of_scope: ScopeSpans) -> None:
 def _span(value: _Object, span: Span) -> None:
     span.trace_id = _id(value, "traceId")
     span.span_id = _id(value, "spanId")
-    span.parent_span_id = _id(value, "parentSpanId")
+    # one that is none is kept, in its bytes: a span with a parent is no root
+    span.parent_span_id = _id(value, "parentSpanId") or _text(value, "parentSpanId").encode()
     span.name = _text(value, "name")
-    span.start_time_unix_nano = _integer(value, "startTimeUnixNano")
-    span.end_time_unix_nano = _integer(value, "endTimeUnixNano")
+    span.start_time_unix_nano = _time(value, "startTimeUnixNano")
+    span.end_time_unix_nano = _time(value, "endTimeUnixNano")
     span.kind = _number_of(value, "kind", Span.SpanKind)
     _attributes(value, span.attributes)
     if "status" in value:
@@ -93,7 +104,7 @@ def _span(value: _Object, span: Span) -> None:
         span.status.code = _number_of(status, "code", Status.StatusCode)
         span.status.message = _text(status, "message")
     for each in _objects(value, "events"):
-        event = span.events.add(name=_text(each, "name"), time_unix_nano=_integer(each, "timeUnixNano"))
+        event = span.events.add(name=_text(each, "name"), time_unix_nano=_time(each, "timeUnixNano"))
         _attributes(each, event.attributes)
         event.dropped_attributes_count = _integer(each, "droppedAttributesCount")
     for each in _objects(value, "links"):
@@ -212,11 +223,18 @@ def _text(value: _Object, name: str) -> str:
 
 
 def _id(value: _Object, name: str) -> bytes:
+    """An id; none where it is not in hex digits: that is a matter of this span, and not of others in the request."""
     text = _text(value, name)
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise _wrong(name, "hex digits", text) from None
+        return b""
+
+
+def _time(value: _Object, name: str) -> int:
+    """A time in nanoseconds; 0, which is none, where it cannot be one."""
+    ns = _integer(value, name)
+    return ns if 0 <= ns < 1 << 64 else 0
 
 
 def _integer(value: _Object, name: str) -> int:

@@ -59,6 +59,7 @@ PREVIEWS: Final = Extent(names.MAX_VALUE, places_of(128), 1000, 256 * 1024)
 """What a running trace sends, whose spans can be delivered by anything into anything."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = 1000  # nanoseconds
 _ID = re.compile(r"[0-9a-f]+", re.ASCII)
 _LEAST_VALUE = 512  # bytes of a value in a span that is full; where that is too much, it has fewer events
 _REFER = 224  # bytes that say of a shortened value how large it is, and where the whole of it
@@ -129,8 +130,8 @@ class ArchivedTrace:
         self._uri = uri
         first_ns = _nanoseconds(record.first_at)
         self._lines = ArchivedLines(record, entries, first_ns, read)
-        self._root = self._root_holder(first_ns)
         self._before = _Before.of(record.context)
+        self._root = self._root_holder(first_ns)
         self._meta, self._tags = self._root_values()
         self._failure = self._lines.failure(self._lines.outline.lines) if record.state == ERROR else None
         self._blocks = self._block_holders()
@@ -160,8 +161,12 @@ class ArchivedTrace:
         record, context = self.record, self.record.context
         own = _id_of(record.span_id, 16) or self._derived_id("")
         above = _id_of(context.get("parent_span_id"), 16) if _id_of(record.trace_id, 32) else None
-        end = max(first_ns, _nanoseconds(record.last_at), *self._lines.times)
-        return _Holder(None, own, None if above == own else above, first_ns, end)
+        start, end = first_ns, max(first_ns, _nanoseconds(record.last_at), *self._lines.times)
+        if self._before.known and self._lines.times:  # its first and its last line say when it began and ended
+            first, last = self._lines.times[0], self._lines.times[-1]
+            start = first if 0 <= first - first_ns < _MICROSECOND else first_ns
+            end = max(start, last)  # what is in it may have ended later
+        return _Holder(None, own, None if above == own else above, start, end)
 
     def _block_holders(self) -> list[_Holder]:
         """A holder for each block, as many as there may be."""
@@ -378,6 +383,7 @@ class _Before(NamedTuple):
     kind: str = INTERNAL
     attributes: Mapping[str, Any] = MappingProxyType({})
     links: tuple[SpanLink, ...] = ()
+    known: bool = False
 
     @classmethod
     def of(cls, context: Mapping[str, Any]) -> _Before:
@@ -392,6 +398,7 @@ class _Before(NamedTuple):
             tuple(
                 link for each in (links if isinstance(links, list) else [])[:_MOST_OF_OTHERS] for link in _links(each)
             ),
+            known=True,
         )
 
 
