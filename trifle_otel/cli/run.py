@@ -27,6 +27,19 @@ from trifle_otel.errors import UsageError
 from trifle_otel.integrations.executors import carry
 
 _LONGEST = 64 << 10  # bytes of one line; a longer one becomes several
+_SHELL = "c", "oO", ""
+_PYTHON = "c", "XW", "m"
+_INTERPRETERS = {  # letters of their options: those that give code, that take a value, and that name a module
+    "bash": _SHELL,
+    "dash": _SHELL,
+    "node": ("ep", "rC", ""),
+    "perl": ("eE", "I", ""),
+    "pypy": _PYTHON,
+    "python": _PYTHON,
+    "ruby": ("e", "rIC", ""),
+    "sh": _SHELL,
+    "zsh": _SHELL,
+}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -49,7 +62,7 @@ def run(
     command
         The program and its arguments.
     key
-        Key of the trace [default: commands/ and the program's or the script's name].
+        Key of the trace [default: commands/ and the script's name, else the program's; give one for `sh -c`].
     tag
         A label of the trace; may be given several times.
     retention
@@ -73,12 +86,43 @@ def run(
 
 
 def key_of(command: tuple[str, ...]) -> str:
-    """`commands/<name>`: the script's where an interpreter runs one, else the program's."""
+    """`commands/<name>`: the script's where an interpreter runs one, else the program's.
+
+    Code that is given on the command line names nothing: it differs from run to run, and may hold a secret.
+    """
     program = Path(command[0]).name
-    script = next((word for word in command[1:] if not word.startswith("-")), None)
-    if script is not None and re.fullmatch(r"(python|pypy|ruby|node|perl|bash|sh)[0-9.]*", program):
-        program = Path(script).stem if command[1] != "-m" else script
-    return f"commands/{_UNSAFE.sub('-', program) or 'unnamed'}"
+    found = re.fullmatch(r"([a-z]+?)[0-9.]*", program)
+    options = _INTERPRETERS.get(found[1]) if found is not None else None
+    script = None if options is None else _script(command[1:], *options)
+    return f"commands/{_UNSAFE.sub('-', script or program) or 'unnamed'}"
+
+
+def _script(words: tuple[str, ...], code: str, valued: str, module: str) -> str | None:
+    """What an interpreter is to run, behind its options; None where that is code, or the standard input.
+
+    By their letters: options that give code, that take a value, and that name a module.
+    """
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            script = next(rest, None)
+            return None if script is None else Path(script).stem
+        if not word.startswith(("-", "+")):
+            return Path(word).stem
+        if word == "-":
+            return None
+        if word.startswith("--"):
+            continue
+        for at, letter in enumerate(word[1:], 2):
+            if letter in code:
+                return None
+            if letter in module:
+                return word[at:] or next(rest, None)
+            if letter in valued:
+                if not word[at:]:
+                    next(rest, None)
+                break
+    return None
 
 
 def _run(command: tuple[str, ...], reference: str) -> int:

@@ -27,7 +27,7 @@ MOST_BYTES: Final = {GRPC: 4 * 1024 * 1024, HTTP: 20 * 1024 * 1024}
 """Bytes of a request that receivers take where nothing else is set, before compression."""
 
 _NAME = re.compile(r"[a-z0-9_.!#$&'*+^`|~-]+", re.ASCII)
-_GRPC_PORT, _HTTP_PORT = 4317, 4318
+_GRPC_PORTS, _HTTP_PORTS = (4317, 4417), (4318, 4418)  # of collectors, and of `trifle-otel receive`
 _SCHEMES = {"http": False, "https": True, "grpc": False, "grpcs": True}
 
 
@@ -130,21 +130,21 @@ def _protocol(given: str | None, parts: SplitResult, variable: str) -> str:
         return given
     if parts.scheme.startswith("grpc"):
         return GRPC
-    if parts.path.strip("/") or parts.port == _HTTP_PORT:
+    if parts.path.strip("/") or parts.port in _HTTP_PORTS:
         return HTTP
-    if parts.port == _GRPC_PORT:
+    if parts.port in _GRPC_PORTS:
         return GRPC
     return GRPC if variable == GRPC else HTTP
 
 
 def _grpc_target(parts: SplitResult) -> str:
     host = _host(parts)
-    port = parts.port or (443 if parts.scheme in ("https", "grpcs") else _GRPC_PORT)
+    port = parts.port or (443 if parts.scheme in ("https", "grpcs") else _GRPC_PORTS[0])
     return f"{host}:{port}"
 
 
 def _http_url(parts: SplitResult, secure: bool, *, exact: bool) -> str:
-    port = f":{parts.port}" if parts.port else ("" if parts.scheme in ("http", "https") else f":{_HTTP_PORT}")
+    port = f":{parts.port}" if parts.port else ("" if parts.scheme in ("http", "https") else f":{_HTTP_PORTS[0]}")
     path = parts.path
     if not exact and not path.rstrip("/").endswith(f"/{PATH}"):
         path = f"{path.rstrip('/')}/{PATH}"
