@@ -23,8 +23,8 @@ def resolve(archive: Archive, reference: str) -> TraceRecord:
         return archive.find(reference)
     except NotFound:
         if len(reference) < LEAST_PREFIX:
-            few = f"there is no trace {reference!r}; the beginning of a reference has at least {LEAST_PREFIX} characters"
-            raise NotFound(few) from None
+            least = f"the beginning of a reference has at least {LEAST_PREFIX} characters"
+            raise NotFound(f"there is no trace {reference!r}; {least}") from None
     found = _beginning_with(archive, reference)
     if not found:
         raise NotFound(f"there is no trace {reference!r} in {archive.url}; `trifle-otel ls` lists the newest")

@@ -104,24 +104,22 @@ def _script(words: tuple[str, ...], code: str, valued: str, module: str) -> str 
     """
     rest = iter(words)
     for word in rest:
-        if word == "--":
-            script = next(rest, None)
-            return None if script is None else Path(script).stem
         if not word.startswith(("-", "+")):
             return Path(word).stem
         if word == "-":
             return None
-        if word.startswith("--"):
+        if word == "--":
+            return Path(next(rest, "")).stem
+        found = None if word.startswith("--") else re.search(f"[{code}{valued}{module}]", word)
+        if found is None:
             continue
-        for at, letter in enumerate(word[1:], 2):
-            if letter in code:
-                return None
-            if letter in module:
-                return word[at:] or next(rest, None)
-            if letter in valued:
-                if not word[at:]:
-                    next(rest, None)
-                break
+        value = word[found.end() :]
+        if found[0] in code:
+            return None
+        if found[0] in module:
+            return value or next(rest, None)
+        if not value:
+            next(rest, None)
     return None
 
 
