@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import cast
 
 from trifle_otel.errors import UsageError
-from trifle_otel.otlp.from_json import value_from_json
-from trifle_otel.otlp.spans import JSON, MalformedRequest, parse_request, spans_of
+from trifle_otel.otlp.spans import JSON, MalformedRequest, parse_request, spans_of, value_from_json
 from trifle_otel.span_data import SpanData
 
 MAX_LINE = 64 * 1024 * 1024

@@ -17,11 +17,20 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from trifle_otel import span_data
-from trifle_otel.otlp.from_json import MalformedRequest, request_from_json
+from trifle_otel.otlp.from_json import MalformedRequest, request_from_json, value_from_json
 from trifle_otel.otlp.repair import mended
 from trifle_otel.span_data import SpanData, SpanEvent, SpanLink
 
-__all__ = ["JSON", "PROTOBUF", "MalformedRequest", "UnsupportedContent", "encoding_of", "parse_request", "spans_of"]
+__all__ = [
+    "JSON",
+    "PROTOBUF",
+    "MalformedRequest",
+    "UnsupportedContent",
+    "encoding_of",
+    "parse_request",
+    "spans_of",
+    "value_from_json",
+]
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
