@@ -24,6 +24,7 @@ from trifle_otel.records import Folder, Query, TraceRecord
 from trifle_otel.runtime import Troubles
 from trifle_otel.shipper import Shipper
 from trifle_otel.spool import Spool, save
+from trifle_otel.spool import adopt as adopt_folder
 from trifle_otel.stores.memory import MemoryStore
 from trifle_otel.stores.parallel import take_at_once
 from trifle_otel.testing import sample_record
@@ -479,6 +480,25 @@ def test_a_fork_while_adopting_lets_go_of_nothing(tmp_path: Path) -> None:
     assert not folder.exists()
     assert process.stdin is not None
     process.stdin.close()
+
+
+def test_a_lock_that_is_let_go_of_is_nobody_s_before_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that is forked while the system closes it must not close that number once more."""
+    dead(tmp_path, 1)
+    (orphan,) = [found for path in tmp_path.iterdir() if (found := adopt_folder(path)) is not None]
+    held: list[int] = []
+
+    def close(descriptor: int) -> None:
+        held.append(orphan._lock)
+        real(descriptor)
+
+    real = os.close
+    monkeypatch.setattr(os, "close", close)
+    orphan.disown()
+    orphan.disown()
+    assert held == [-1]
 
 
 # --- bounds

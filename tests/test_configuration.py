@@ -297,15 +297,29 @@ def test_a_wrong_variable_is_named_with_what_is_allowed(
     assert told in str(raised.value)
 
 
-@pytest.mark.parametrize("variable", ["TRIFLE_RETENTOIN", "TRIFLE_ERROR_HANDLER", "TRIFLE_CONTEXT"])
+@pytest.mark.parametrize(
+    "variable, told",
+    [
+        ("TRIFLE_RETENTOIN", "did you mean 'retention'?"),
+        ("TRIFLE_ERROR_HANDLER", "error_handler is set in code, by configure"),
+        ("TRIFLE_CONTEXT", "context is set in code, by configure"),
+    ],
+)
 def test_a_variable_that_is_no_setting_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, told: str
 ) -> None:
-    """It may be somebody else's, so it stops nothing; what is set in code alone is named too."""
+    """It may be somebody else's, so it stops nothing; what can be set in code alone is not offered."""
     monkeypatch.setenv(variable, "7")
     trifle.configure("memory:")
     assert variable in caplog.text
-    assert "retention" in caplog.text
+    assert told in caplog.text
+    assert "error_handler, " not in caplog.text
+
+
+def test_what_a_first_trace_would_import_is_there_once_it_is_configured() -> None:
+    """A child that is forked while another thread imports it would wait for that thread, which it does not have."""
+    code = "import sys, trifle_otel; trifle_otel.configure('memory:'); assert 'importlib.metadata' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_opentelemetry_s_own_variables_set_the_limits_and_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

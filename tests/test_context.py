@@ -14,6 +14,7 @@ import inspect
 import logging
 import sys
 import threading
+import types
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1153,6 +1154,25 @@ def test_a_coroutine_that_is_never_awaited_is_closed_with_the_trace(archive: Arc
         del coroutine
         gc.collect()
     assert lines(archive) == [(0, "Load ↴"), (0, "line"), (0, "Load ↵"), (0, "↳ None")]
+
+
+def test_a_coroutine_made_of_a_generator_can_still_be_awaited(archive: Archive) -> None:
+    """Code from before `async def`, and what libraries make of generators so that they can be awaited."""
+
+    @types.coroutine
+    def step(number: int) -> Generator[None, None, int]:
+        yield
+        return number
+
+    traced: Callable[[int], Awaitable[int]] = trifle.block("decorated")(step)
+
+    async def job() -> list[int]:
+        before = await traced(1)
+        with trifle.tracer("job"):
+            return [before, await traced(2), await trifle.trace("given", lambda: step(3))]
+
+    assert asyncio.run(job()) == [1, 2, 3]
+    assert [message for _, message in lines(archive) if message.startswith("↳")] == ["↳ 2", "↳ 3"]
 
 
 def test_mocks_and_odd_callables_are_called(archive: Archive) -> None:

@@ -119,6 +119,26 @@ def test_a_trace_inside_a_trace_has_spans_of_its_own(sdk: Sdk) -> None:
     assert len({span.context.trace_id for span in sdk.spans if span.context}) == 1
 
 
+@pytest.mark.parametrize("given", ["text", 7, {1: object()}])
+def test_attributes_of_the_wrong_kind_cost_no_trace(sdk: Sdk, given: Any) -> None:
+    """The span has what can be had of them."""
+    with trifle.tracer("a/job", attributes=given):
+        pass
+    assert sdk.root.name == "a/job"
+    assert sdk.record.state == "success"
+
+
+def test_attributes_of_the_caller_hold_no_secret(sdk: Sdk) -> None:
+    """They are screened as all that goes onto a span is."""
+    given = {"db.password": "hunter2", "dsn": "postgres://u:hunter2@h/d", "ports": (1, 2), "n": 1.5}
+    with trifle.tracer("a/job", attributes=given):
+        pass
+    found = attributes(sdk.root)
+    assert found["db.password"] == "[redacted:password]"
+    assert found["dsn"] == "postgres://u:[redacted:url-password]@h/d"
+    assert (tuple(found["ports"]), found["n"]) == ((1, 2), 1.5)
+
+
 def test_the_kind_of_the_span_is_the_callers(sdk: Sdk) -> None:
     """`kind` is the kind of the trace's span; blocks are internal."""
     with trifle.tracer("a/job", kind=SpanKind.CONSUMER), trifle.block("Step"):

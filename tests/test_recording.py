@@ -375,6 +375,17 @@ def test_methods_of_every_kind_are_blocks(archive: Archive) -> None:
     assert Job.instance.__doc__ == "Give the value back."
 
 
+@pytest.mark.parametrize("decorator", [trifle.block, trifle.tracer])
+def test_a_decorator_without_parentheses_says_what_it_needs(decorator: Any) -> None:
+    """It was given the function in the place of its message or key."""
+
+    def price(product: int) -> int:
+        return product
+
+    with pytest.raises(TypeError, match=rf"write @trifle.{decorator.__name__}\(.* on .*price, with parentheses"):
+        decorator(price)(9)
+
+
 def test_what_cannot_be_called_is_refused_when_it_is_decorated() -> None:
     """A decorator on a property says where it belongs."""
     with pytest.raises(TypeError, match="below @property"):
@@ -890,6 +901,27 @@ def test_an_artifact_name_given_twice_gets_a_number(archive: Archive) -> None:
     names = [message for _, _, _, message in inside(archive)]
     assert names == ["page.html", "page-2.html", "page-3.html", "no-suffix", "no-suffix-2"]
     assert [archive.artifact(record, name) for name in names] == [b"0", b"1", b"2", b"a", b"b"]
+
+
+@pytest.mark.parametrize("mode", ["live", "deferred"])
+def test_a_file_and_a_folder_of_one_name_are_both_kept(tmp_path: Path, mode: str) -> None:
+    """On disk one of them could not be: whichever comes later gets a number, and the trace is whole."""
+    archive = trifle.configure(tmp_path / "archive", default_mode=mode)  # type: ignore[arg-type]
+    (source := tmp_path / "report.csv").write_text("the only copy")
+    with trifle.tracer("a/job"):
+        trifle.artifact("out", "file")
+        trifle.artifact("out/report.csv", source, cleanup=True)
+        trifle.artifact("out/b.csv", "b")
+        trifle.artifact("a/b/c", "deep")
+        for name in ("a/b", "a", "a/b/c"):
+            trifle.artifact(name, name)
+    assert trifle.flush(10)
+    record = only(archive)
+    names = [message for _, _, _, message in inside(archive)]
+    assert names == ["out", "out-2/report.csv", "out-2/b.csv", "a/b/c", "a/b-2", "a-2", "a/b/c-2"]
+    contents = [archive.artifact(record, name) for name in names]
+    assert contents == [b"file", b"the only copy", b"b", b"deep", b"a/b", b"a", b"a/b/c"]
+    assert not source.exists()
 
 
 def test_an_artifact_name_given_very_often_gets_its_number_at_once(archive: Archive) -> None:

@@ -702,6 +702,24 @@ def test_structures_are_screened_by_key_and_by_value() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["curl", "--password", "hunter2", "-v"], ["curl", "--password", "[redacted:password]", "-v"]),
+        (["--db-password=hunter2", "x"], ["--db-password=[redacted:password]", "x"]),
+        ([["X-Api-Key", "hunter2"], ("Accept", "text")], [["X-Api-Key", "[redacted:api-key]"], ("Accept", "text")]),
+        (["--token", "--verbose", "words"], ["--token", "--verbose", "words"]),
+        (["--password", None, "words"], ["--password", None, "words"]),
+        (["--tokens", "316"], ["--tokens", "316"]),
+        (["name", "password", "age"], ["name", "password", "age"]),
+    ],
+)
+def test_in_a_list_an_item_may_say_what_the_next_one_is(given: list[Any], expected: list[Any]) -> None:
+    """Arguments of a command, and headers as pairs, as in a text: a list of names stays one."""
+    assert REDACTOR.structure({"argv": given}) == {"argv": expected}
+    assert (REDACTOR.structure(given) is given) == (given == expected)
+
+
 def test_a_structure_without_secrets_is_the_same_object() -> None:
     """Nothing is copied where nothing matched, and screening a screened structure changes nothing."""
     meta = {"product": [9, 133554920, 0.25, None, {"key": "commodity/calculate", "ean": 4006381333931}], "password": ""}

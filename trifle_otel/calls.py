@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import time_ns
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, TypeVar, cast, overload
 
 from opentelemetry.context import Context
@@ -20,7 +20,7 @@ from trifle_otel import conventions as names
 from trifle_otel import live_spans
 from trifle_otel.encoding import clean_text
 from trifle_otel.frames import FRAME, HEAD, TEXT, Frame, RootFrame, current_frame, open_block, put
-from trifle_otel.given import context_fields, days_of, labels_of, plain_key, screened, screened_pair
+from trifle_otel.given import attributes_of, context_fields, days_of, labels_of, plain_key, screened, screened_pair
 from trifle_otel.otel_context import attach as attach_context
 from trifle_otel.otel_context import get_current
 from trifle_otel.recording import OVERFLOW, SELDOM, Recording
@@ -110,6 +110,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
         self.__exit__(kind, error, trace)
 
     def __call__(self, function: F) -> F:
+        _refuse_function(self._key, "tracer", "its key")
         return wrap(function, self._start)
 
     def _start(self) -> RootFrame | None:
@@ -127,7 +128,7 @@ class tracer:  # noqa: N801 - used like a function, as a context manager and dec
             run.troubles.report("a trace was given a mode that is neither live nor deferred", ValueError(mode))
             mode = settings.default_mode
         key = plain_key(run.redactor, self._key if type(self._key) is str else text_of(self._key))
-        attributes = {**(self._attributes or {}), names.KEY: key, names.MODE: mode}
+        attributes = {**attributes_of(run, self._attributes), names.KEY: key, names.MODE: mode}
         span = live_spans.start_root(run, key, self._kind, attributes, context)
         if run.sink is None and span.context is context:  # no span, no archive; one that is sampled out is made current
             return None
@@ -199,6 +200,7 @@ class block:  # noqa: N801 - used like a function, as a context manager and deco
         self.__exit__(kind, error, trace)
 
     def __call__(self, function: F) -> F:
+        _refuse_function(self._message, "block", "what the step does")
         return wrap(function, self._open)
 
     def _open(self) -> Frame | None:
@@ -395,6 +397,14 @@ def _block(
         state = _state_of(state)
     opened = open_block(frame, context, message if type(message) is str else text_of(message), state, head)
     return function() if opened is None else call(function, opened)
+
+
+def _refuse_function(given: object, decorator: str, what: str) -> None:
+    """Say what is wrong where a decorator without parentheses was given the function itself."""
+    if isinstance(given, FunctionType):
+        raise TypeError(
+            f"write @trifle.{decorator}({what!r}) on {given.__qualname__}, with parentheses: it says {what}"
+        )
 
 
 def _seconds(timeout: float | None) -> float:

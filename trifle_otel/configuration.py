@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
+from trifle_otel.conventions import library_version
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
 from trifle_otel.locations import ARCHIVES, INDEXES, forget_memories, locate, open_index, spool_folder
 from trifle_otel.redaction import Redactor
@@ -267,6 +268,7 @@ def _make_runtime(archive: Archive, settings: Settings) -> tuple[Runtime, Delive
     """What records into this archive, and delivers to it."""
     from trifle_otel.delivery import Delivery
 
+    library_version()  # now: a child that is forked while another thread imports what this needs would hang in it
     runtime = Runtime(settings, None)
     beside = archive.spool
     archive.spool = spool_folder(archive.url, settings.spool) if settings.spool else beside
@@ -335,8 +337,11 @@ def _from_environment(known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, 
         if not variable.startswith(PREFIX) or variable in _NO_SETTINGS:
             continue
         name = variable[len(PREFIX) :].lower()
-        if name not in known or name in _IN_CODE_ALONE:
-            logger.warning("the environment variable %s is no setting; %s", variable, _meant(name, known))
+        if name in _IN_CODE_ALONE:
+            logger.warning("the environment variable %s is not read: %s is set in code, by configure", variable, name)
+        elif name not in known:
+            others = {each: field for each, field in known.items() if each not in _IN_CODE_ALONE}
+            logger.warning("the environment variable %s is no setting; %s", variable, _meant(name, others))
         elif text:
             values[name] = _parsed(variable, text, known[name].default)
     return values

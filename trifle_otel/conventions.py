@@ -1,10 +1,13 @@
 """The names of our span attributes and events, each with what it means.
 
-Nothing is computed here. The table in the README is checked against `ATTRIBUTES` and `EVENTS`
+Nothing is computed here but the version of the library, which its tracer has beside its name.
+The table in the README is checked against `ATTRIBUTES` and `EVENTS`
 by a test. Names that OpenTelemetry defines (`exception.*`, `error.type`) are used as they are.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 # Attributes of spans.
 KEY = "trifle.key"
@@ -56,7 +59,7 @@ MAX_VALUE = 2048
 
 EVENTS = {
     TEXT_EVENT: "a line or a section's head",
-    RESULT_EVENT: "the result of the block; on the span of the trace what its `result` was given, and a traceback",
+    RESULT_EVENT: "the result of the block; on the span of the trace what a job returned, and a traceback",
     STATE_EVENT: "the state of the trace was set by `fail()`, `warn()` or `succeed()`, or by an exception",
     ARTIFACT_EVENT: "an artifact was stored",
     EXCEPTION_EVENT: "an exception left a block or the trace; once for each, on the innermost span that it left",
@@ -124,3 +127,14 @@ METRICS = {
     METRIC_REJECTED: "Spans that the receiver refused, of requests that it accepted",
     METRIC_REQUESTS_WAITING: "Bytes of accepted requests that the receiver has not sorted into executions yet",
 }
+
+
+@lru_cache(maxsize=1)
+def library_version() -> str:
+    """The version of this library; "" where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - costs 5 ms at import
+
+    try:
+        return version("trifle-otel")
+    except PackageNotFoundError:
+        return ""

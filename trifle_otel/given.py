@@ -54,6 +54,19 @@ def context_fields(run: Runtime, given: Mapping[str, Any] | Callable[[], Mapping
         return {}
 
 
+def attributes_of(run: Runtime, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Attributes of a span, without their secrets."""
+    if not given:
+        return {}
+    try:
+        fields = plain_context(given)
+    except Exception as error:  # users' code: the trace is recorded without them
+        run.troubles.report("the attributes of a trace's span are no mapping", error)
+        return {}
+    found = fields if run.redactor is None else run.redactor.structure(fields)
+    return found if isinstance(found, dict) else {}
+
+
 def labels_of(tags: Any) -> tuple[object, ...]:
     """Tags as they were given: several, one as a plain text, or none."""
     if tags is None or isinstance(tags, str | bytes):

@@ -291,7 +291,9 @@ def _screened_name(message: str, redactor: Redactor | None) -> str:
 def _logs(runtime: Runtime, spans: LiveSpans) -> LogEvents | None:
     from trifle_otel.log_events import log_events  # noqa: PLC0415 - most processes make no log records
 
-    return log_events(runtime, _version(), value=spans.value, shown=spans.shown if spans.on_spans else None)
+    return log_events(
+        runtime, names.library_version(), value=spans.value, shown=spans.shown if spans.on_spans else None
+    )
 
 
 class _Source(NamedTuple):
@@ -315,7 +317,7 @@ def _source(runtime: Runtime) -> _Source:
         runtime.see(provider)
     last = _last
     if last is None or last.provider is not provider:
-        tracer = provider.get_tracer("trifle_otel", _version())
+        tracer = provider.get_tracer("trifle_otel", names.library_version())
         last = _last = _Source(provider, tracer, _service_of(provider))
     return last
 
@@ -328,16 +330,6 @@ def _service_of(provider: otel.TracerProvider) -> str | None:
         let_pass(error)
         return None
     return name if isinstance(name, str) and name and not name.startswith("unknown_service") else None
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - costs 5 ms at import
-
-    try:
-        return version("trifle-otel")
-    except PackageNotFoundError:
-        return ""
 
 
 def _unborn(span: Span, parent: SpanContext, context: Context) -> RootSpan:

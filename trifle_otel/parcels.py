@@ -93,6 +93,6 @@ class Note:
 
     def finish(self) -> None:
         """Nothing more is added to it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        descriptor, self.descriptor = self.descriptor, -1  # first: a child may be forked meanwhile
+        if descriptor >= 0:
+            os.close(descriptor)

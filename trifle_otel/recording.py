@@ -124,7 +124,9 @@ class Recording:
         self.length = 0
         self.parts = 0
         self.counters = empty_counters()
-        self.names: dict[str, int] = {}  # of artifacts, each with the number that the last one of its kind got
+        self.names: dict[
+            str, int
+        ] = {}  # of artifacts, of their folders (with a slash), and the last numbers of those with one (behind a NUL)
         self.overflow = OVERFLOW if mode == "live" else 1 << 62
         self.spooled: Any = None  # the sink's own: where it keeps what is not shipped yet
         self.bumped = 0.0
@@ -212,15 +214,30 @@ class Recording:
             spill(self)
 
     def unused_name(self, name: str) -> str:
-        """An artifact's name that this trace has not used yet: with a number where it has."""
+        """An artifact's name that this trace has not used yet: with a number where it has.
+
+        A file and a folder of the same name cannot both be: then the later one has a number.
+        """
+        names = self.names
         with self.lock:
-            unused, number = name, self.names.get(name, 1)
-            while unused in self.names:
+            *above, last = name.split("/")
+            folder = ""
+            for part in above:
+                path, number = folder + part, 1
+                while path in names:
+                    number += 1
+                    path = f"{folder}{part}-{number}"
+                folder = f"{path}/"
+                names.setdefault(folder, 1)
+            name = unused = folder + last
+            numbered = f"\0{name}"
+            number = names.get(numbered, 1)
+            while unused in names or f"{unused}/" in names:
                 number += 1
                 stem, dot, suffix = name.rpartition(".")
                 unused = f"{stem}-{number}{dot}{suffix}" if stem and "/" not in suffix else f"{name}-{number}"
-            self.names[name] = number
-            self.names.setdefault(unused, 1)
+            names[numbered] = number
+            names[unused] = 1
         return unused
 
     def count_late(self, count: int = 1) -> None:

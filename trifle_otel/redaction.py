@@ -31,6 +31,7 @@ UNSETTLED = marker("unsettled")
 
 _NUL = "\0"
 _BETWEEN = 2 * _NUL  # two, so that what is found at the end of one text takes nothing from the next
+_LONGEST_NAME = 200  # characters of a key's name
 _FEW = 4  # places in a text, before each of which it is quicker to count separators than to add up all lengths
 _PASSES = 8  # no text that was not made for it takes more than four
 _NOWHERE = (1 << 62, 1 << 62)
@@ -131,13 +132,27 @@ class Redactor:
         if isinstance(value, dict):
             return self._mapping(value)
         if isinstance(value, (list, tuple)):
-            items = [self._structure(item) for item in value]
+            items = list(self._items(value))
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
         if isinstance(value, int) and _SMALLEST_CARD <= value < _LARGEST_CARD:
             digits = str(value)
             screened = self.text(digits)
             return value if screened is digits else screened
         return value
+
+    def _items(self, value: Sequence[Any]) -> Iterator[Any]:
+        """Items, screened: `--password` says what the next one is, and a name what the other one of a pair is."""
+        is_pair = len(value) == 2
+        key: Key | None = None
+        for item in value:
+            if key is not None and isinstance(item, str) and not item.startswith("--"):
+                yield item if self._harmless(item, key) else key.marker
+                key = None
+                continue
+            key = None
+            if isinstance(item, str) and len(item) <= _LONGEST_NAME and (is_pair or item.startswith("--")):
+                key = self._rules.find(item)
+            yield self._structure(item)
 
     def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
@@ -156,7 +171,7 @@ class Redactor:
         return not isinstance(key, str) or (len(key) < 16 and key.isidentifier() and not self._each)
 
     def _member(self, name: Any, member: Any) -> Any:
-        key = self._rules.find(name) if isinstance(name, str) and len(name) <= 200 else None
+        key = self._rules.find(name) if isinstance(name, str) and len(name) <= _LONGEST_NAME else None
         if key is None or member is None or isinstance(member, bool) or member in ({}, [], ()):
             return self._structure(member)
         return member if self._harmless(member, key) else key.marker

@@ -195,7 +195,8 @@ class Spool:
     def after_fork(self) -> None:
         """In a forked child: what the parent holds stays the parent's, what it is adopting too."""
         for orphan in list(self._adopting):
-            orphan.disown()
+            with suppress(OSError):
+                orphan.disown()
         self._adopting = set()
         self.forget()
 
@@ -206,14 +207,15 @@ class Spool:
 
     def _let_go(self) -> None:
         """Close the lock without unlocking it, which in a child would unlock the parent's."""
-        if self._lock is not None:
-            with suppress(OSError):
-                os.close(self._lock)
-        if self._note is not None:
-            with suppress(OSError):
-                self._note.finish()
+        lock, note = self._lock, self._note
         self._lock = self.own = self._note = None
         self._notes = {}
+        if lock is not None:
+            with suppress(OSError):
+                os.close(lock)
+        if note is not None:
+            with suppress(OSError):
+                note.finish()
 
     def close(self) -> None:
         """Give up the folder; what is still in it is for another process."""
@@ -298,9 +300,9 @@ class Orphan:
 
     def disown(self) -> None:
         """Let go of it as it is."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        lock, self._lock = self._lock, -1  # first: a child that is forked meanwhile must not close it once more
+        if lock >= 0:
+            os.close(lock)
 
     def _parcel(self, folder: Path) -> Parcel | None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, TypeVar, cast
@@ -46,6 +47,8 @@ def wrap(function: F, opener: Opener) -> F:
         wrapper = _async_generator(function, opener)
     elif inspect.isgeneratorfunction(function):
         wrapper = _generator(function, opener)
+        if function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:  # it can be awaited
+            wrapper = types.coroutine(wrapper)
     else:
         wrapper = _plain(function, opener)
     return cast("F", functools.wraps(function)(wrapper))
@@ -82,6 +85,9 @@ def later(value: Any, frame: Frame) -> Any:
 
     if isinstance(value, CoroutineType):
         return _await(value, enter)
+    if isinstance(value, GeneratorType) and value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE:
+        steps: Callable[..., Any] = types.coroutine(_generator(given, enter))
+        return steps()
     return (_generator if isinstance(value, GeneratorType) else _async_generator)(given, enter)()
 
 
