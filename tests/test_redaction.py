@@ -105,6 +105,12 @@ BY_FORM = {
     "AKIAIOSFODNN7EXAMPLE": "[redacted:api-key]",
     "sk_live_" + "a1" * 12: "[redacted:api-key]",
     "shpat_" + "0a" * 16: "[redacted:api-key]",
+    "whsec_" + "a1B2" * 8: "[redacted:api-key]",
+    "HF_TOKEN is hf_" + "aBcD" * 9: "HF_TOKEN is [redacted:api-key]",
+    "dop_v1_" + "0a" * 32: "[redacted:api-key]",
+    f"AccountName=x;AccountKey={'aB1+' * 21}ab==;EndpointSuffix=y": (
+        "AccountName=x;AccountKey=[redacted:api-key];EndpointSuffix=y"
+    ),
     f"before {PEM} after": "before [redacted:private-key] after",
     "key: -----BEGIN PRIVATE KEY-----\\nMIIE": "key: [redacted:private-key]",
     "-----BEGIN PGP PRIVATE KEY BLOCK-----\nx\n-----END PGP PRIVATE KEY BLOCK-----": "[redacted:private-key]",
@@ -156,6 +162,8 @@ NO_CARDS = [
 ]
 
 HARMLESS = [
+    "UPDATE users SET password = %s, token = ? WHERE secret = $1",
+    "account_key=12, AccountKey=12, half of radio hf_1",
     "monkey=5",
     "keyboard: x",
     "key=commodity/calculate",

@@ -93,6 +93,7 @@ _PLURAL = {"passwords", "secrets", "tokens", "cookies", "cookie", "credentials",
 _ONE_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 _KEPT = {"", "none", "null", "nil", "true", "false", "undefined", "str", "..."}
+_KEPT |= {"?", "%s", *(f"${number}" for number in range(1, 10))}  # where a statement has a parameter
 _LONGEST_KEPT = max(map(len, _KEPT))
 _NUMBER = re.compile(r"-?\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 

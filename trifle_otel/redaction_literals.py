@@ -33,6 +33,7 @@ STEMS = (
     b"pass|pwd|secret|token|credential|auth|cookie|srf|sess|key|card|cvv|cvc|amz|bearer|basic"
     b"|0000 0000|000000 0000|00000000000000"
     b"|eyj|akia|asia|aiza|ghp|gho|ghr|ghs |ghu|github|glpat|xox|k live|k test|k proj|k ant|k svc|npm|pypi|shp"
+    b"|whsec|hf |dop v|doo v|dor v"
 ).split(b"|")
 """Each literal holds one of these. The automaton lets go of the interpreter's lock at each search: where another thread
 waits for that, each block of a job would wake it in vain, which takes ten times as long as to look for these."""

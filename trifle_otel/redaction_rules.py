@@ -32,6 +32,7 @@ _VENDOR = re.compile(
     r"|gh[oprsu]_[A-Za-z0-9]{30,255}|github_pat_\w{30,255}|glpat-[\w-]{20,}"
     r"|xox[abeoprs]-[\w-]{10,}"
     r"|[rs]k_(?:live|test)_[A-Za-z0-9]{10,}|sk-(?:proj|ant|svcacct)-[\w-]{20,}"
+    r"|whsec_[A-Za-z0-9+/]{24,}|hf_[A-Za-z]{30,}|do[opr]_v1_[0-9a-f]{64}|(?<=AccountKey=)[A-Za-z0-9+/]{86}=="
     r"|npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,}"
     r"|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"
     r")",
@@ -40,6 +41,7 @@ _VENDOR = re.compile(
 VENDOR_LITERALS = (
     *("akia", "asia", "aiza", "ghp ", "gho ", "ghr ", "ghu ", "github pat", "glpat", "xox"),
     *("sk live", "sk test", "rk live", "rk test", "sk proj", "sk ant", "sk svcacct", "npm", "pypi", "shp"),
+    *("whsec", "hf ", "dop v", "doo v", "dor v", "accountkey"),
 )
 
 _USER = re.compile(
