@@ -70,6 +70,32 @@ def test_spans_of_the_command_join_ours(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr().out.startswith(f"00-{record.context['trace_id']}-{record.context['span_id']}-0")
 
 
+def test_output_is_printed_byte_for_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Whatever it is, and however long a line; what is recorded is text, and cut between characters."""
+    program = "import sys; out = sys.stdout.buffer; out.write(bytes(range(256)) * 900)"
+    program += "; out.write(b'\\n' + ('a' + 'é' * 40_000).encode() + b'\\r\\n' + b'no end')"
+    assert main(["run", "--", sys.executable, "-c", program]) == 0
+    long = "a" + "é" * 40_000
+    assert capfdbinary.readouterr().out == bytes(range(256)) * 900 + b"\n" + long.encode() + b"\r\nno end"
+    recorded = [message for _, message in only()[1]]
+    assert recorded[-2:] == ["no end", "Exit code 0"]
+    assert "".join(recorded[-4:-2]) == long
+
+
+def test_what_has_no_end_of_line_is_printed_at_once(tmp_path: Path) -> None:
+    """A program that asks waits for the answer, and whoever is to give it must see the question."""
+    program = "import sys; print('Name? ', end='', flush=True); print('Hello', sys.stdin.readline())"
+    command = [sys.executable, "-m", "trifle_otel", "run", "--", sys.executable, "-c", program]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        assert os.read(process.stdout.fileno(), 100) == b"Name? "
+        process.stdin.write(b"you\n")
+        process.stdin.close()
+        assert process.stdout.read() == b"Hello you\n\n"
+
+
 def test_an_exit_code_is_passed_on() -> None:
     """A command that fails makes the trace an error."""
     assert main(["run", "--", sys.executable, "-c", "raise SystemExit(3)"]) == 3

@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, TextIO
+from typing import Annotated, TextIO, cast
 
 from cyclopts import Parameter
 from opentelemetry import propagate
@@ -53,7 +54,8 @@ def run(
 ) -> int:
     """Run a command as a trace: its arguments, its output as lines, its exit code. Write it after `--`.
 
-    What it prints is printed as ever. The exit code is the command's; one that is not 0 makes the trace an error.
+    What it prints is printed as ever. The exit code is the command's; one that is not 0 makes the trace an error. The
+    trace ends when the command has, and nobody whom it left behind can write to its output any more.
     The command gets the trace's reference in TRIFLE_PARENT_REFERENCE and, where spans are made, their context in
     TRACEPARENT.
 
@@ -138,7 +140,7 @@ def _run(command: tuple[str, ...], reference: str) -> int:
     assert child.stderr is not None
     with child, _passing_on(child):
         readers = [
-            threading.Thread(target=carry(_copy), args=(source, target, state))
+            threading.Thread(target=carry(_copy), args=(cast(BufferedReader, source), target, state))
             for source, target, state in ((child.stdout, sys.stdout, "success"), (child.stderr, sys.stderr, "warning"))
         ]
         for reader in readers:
@@ -149,21 +151,64 @@ def _run(command: tuple[str, ...], reference: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _copy(source: IO[bytes], target: TextIO, state: str) -> None:
-    """Record what comes line by line, and print it."""
-    while line := source.readline(_LONGEST):
-        text = line.decode("utf-8", "backslashreplace")
-        trifle.trace(text.rstrip("\r\n"), state=state)
+def _copy(source: BufferedReader, target: TextIO, state: str) -> None:
+    """Print what comes, byte for byte and at once, and record it line by line."""
+    lines = _Lines(state)
+    while data := source.read1(_LONGEST):
+        lines.add(data)
         try:
-            target.write(text)
-            target.flush()
+            target.buffer.write(data)
+            target.buffer.flush()
         except BrokenPipeError:  # whoever read it has enough: the command learns of it as it would without us
             drop_output(target)
             source.close()
-            return
+            break
         except OSError as error:  # a full disk, say
             drop_output(target)
             complain(f"the command's output is recorded, and no longer printed: {error.strerror or error}")
+    lines.end()
+
+
+class _Lines:
+    """Lines that are recorded when they are whole, or too long to wait for."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        self._rest = b""
+
+    def add(self, data: bytes) -> None:
+        """Take what came, which may end anywhere."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            self._record(line)
+        self._rest = self._record_beginning(rest)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        if self._rest:
+            self._record(self._rest)
+
+    def _record(self, line: bytes) -> None:
+        self._trace(self._record_beginning(line).rstrip(b"\r"))
+
+    def _record_beginning(self, line: bytes) -> bytes:
+        """Record as much as is too long for one line; gives the rest."""
+        while len(line) > _LONGEST:
+            at = _between_characters(line, _LONGEST)
+            self._trace(line[:at])
+            line = line[at:]
+        return line
+
+    def _trace(self, line: bytes) -> None:
+        trifle.trace(line.decode("utf-8", "backslashreplace"), state=self._state)
+
+
+def _between_characters(line: bytes, at: int) -> int:
+    """The last place up to `at` that is not inside a character of UTF-8."""
+    for place in range(at, max(at - 4, 0), -1):
+        if line[place] & 0xC0 != 0x80:
+            return place
+    return at  # it is none
 
 
 @contextmanager
