@@ -12,6 +12,7 @@ import trifle_otel as trifle
 from trifle_otel import Archive
 from trifle_otel.checkup import examine
 from trifle_otel.cli import main
+from trifle_otel.references import derived_reference
 from trifle_otel.spool import Spool
 
 
@@ -35,6 +36,27 @@ def test_a_sound_archive_passes_and_is_left_as_it_was(tmp_path: Path) -> None:
         assert [folder.key for folder in archive.store.folders()] == ["jobs/one"]
 
 
+def test_stored_traces_that_the_index_does_not_know_are_named(tmp_path: Path) -> None:
+    """An index that was lost is made anew by the next trace, and then looks well by itself."""
+    lost = derived_reference(int(time.time() - 7200) * 1000, "lost")
+    trifle.configure(tmp_path / "a")
+    with trifle.tracer("jobs/one", reference=lost):
+        pass
+    assert trifle.flush(5)
+    with Archive.open(tmp_path / "a") as archive:
+        assert "unknown" not in states(archive)
+        archive.index.delete([lost])
+        with trifle.tracer("jobs/two"):
+            pass
+        assert trifle.flush(5)
+        (finding,) = [finding for finding in examine(archive) if finding.what == "unknown"]
+        assert finding.state == "warning"
+        assert lost in finding.message
+        assert "reindex" in finding.message
+        archive.reindex()
+        assert "unknown" not in states(archive)
+
+
 def test_what_has_waited_for_long_and_what_was_put_aside_is_named(tmp_path: Path) -> None:
     """A spool that nobody ships, and one with traces that cannot be shipped, are warnings."""
     with Archive.open(tmp_path / "a") as archive:
@@ -47,6 +69,20 @@ def test_what_has_waited_for_long_and_what_was_put_aside_is_named(tmp_path: Path
         (archive.spool / "unshippable" / "two").mkdir(parents=True)
         assert states(archive)["spool"] == ["success", "warning", "warning"]
         spool.forget()
+
+
+def test_what_waits_for_another_url_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket's name was mistyped, and mended: what waits for the wrong one is not forgotten."""
+    with Archive.open(tmp_path / "a") as archive:
+        archive.setup()
+        monkeypatch.setattr(archive.store, "remote", True)
+        archive.spool = tmp_path / "spool" / "this"
+        other = Spool(tmp_path / "spool" / "other")
+        other.write(other.folder("one"), "record.json", b"{}")
+        found = [finding for finding in examine(archive) if finding.what == "spool"]
+        assert [finding.state for finding in found] == ["success", "warning"]
+        assert str(other.root) in found[1].message
+        other.forget()
 
 
 def test_what_is_shipped_while_it_is_looked_at_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import trifle_otel as trifle
 from trifle_otel import Archive, configuration
 from trifle_otel import runtime as surroundings
 from trifle_otel.errors import ConfigurationError, TrifleError
+from trifle_otel.plain_files import make_folders
 from trifle_otel.references import MAX_PREFIX_BYTES
 from trifle_otel.runtime import runtime
 from trifle_otel.settings import Settings
@@ -314,6 +315,15 @@ def test_a_variable_that_is_no_setting_is_logged(
     assert variable in caplog.text
     assert told in caplog.text
     assert "error_handler, " not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["", "/proc/nowhere/at/all"])
+def test_folders_that_cannot_be_made_are_an_error_and_no_endless_attempt(path: str) -> None:
+    """A file system may say that what is above is missing, though it is there."""
+    if path and not Path("/proc/self").exists():
+        pytest.skip("there is no /proc")
+    with pytest.raises(OSError):
+        make_folders(path)
 
 
 def test_what_a_first_trace_would_import_is_there_once_it_is_configured() -> None:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_indexes import QUERIES, REPOSITORY, empty, records
 
+from trifle_otel import Archive
 from trifle_otel.errors import ConfigurationError, MissingDependency, StoreUnavailable
 from trifle_otel.indexes.contract import Index
 from trifle_otel.indexes.remote import Buckets
@@ -277,6 +278,22 @@ def test_buckets_by_position(admin: Any, server: servers.Postgres, table: str) -
     assert {reference: stored[reference] for reference in wanted} == {"1": 1, "2": 2, "3": 0, "4": 0}
     with closing(open_postgres(f"{server.url()}?table={table}")) as index:
         assert [record.bucket_name for record in index.search(Query())] == [None] * 5
+
+
+def test_an_archive_tells_its_index_which_buckets_it_has(admin: Any, server: servers.Postgres, table: str) -> None:
+    """Nobody has to name them twice; where the index's URL names some, these count."""
+    pytest.importorskip("obstore")
+    make_as_ruby(admin, table, BUCKET_ID)
+    index = f"{server.url()}?table={table}"
+    wanted = sample_record(bucket_name="two")
+    url = "s3://one,two/traces?endpoint=http://127.0.0.1:9"
+    with Archive.open(url, index=index) as archive:
+        archive.index.put([wanted])
+        assert archive.index.find(wanted.reference) == wanted
+    with Archive.open(url, index=f"{index}&buckets=three,four") as archive:
+        found = archive.index.find(wanted.reference)
+        assert found is not None
+        assert found.bucket_name == "four"
 
 
 def test_both_generations_in_one_table(admin: Any, server: servers.Postgres, table: str) -> None:

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trifle_otel.errors import TrifleError
 from trifle_otel.plain_files import make_folders
-from trifle_otel.records import Query, TraceRecord
-from trifle_otel.references import new_reference, segments
+from trifle_otel.records import Folder, Query, TraceRecord
+from trifle_otel.references import new_reference, reference_time, segments
 from trifle_otel.spool import ASIDE, size_of
 
 if TYPE_CHECKING:
@@ -117,9 +118,22 @@ def _spool(archive: Archive) -> Iterator[tuple[str, str]]:
             "warning",
             f"something has waited there for {hours:.0f} hours; `trifle-otel recover` ships it, or says why not",
         )
+    if archive.store.remote:
+        yield from _spools_beside(root)
     aside = root / ASIDE
     if aside.is_dir() and any(aside.iterdir()):
         yield "warning", f"{len(list(aside.iterdir()))} traces could not be shipped and lie in {aside}"
+
+
+def _spools_beside(root: Path) -> Iterator[tuple[str, str]]:
+    """Traces that wait for other URLs: of other archives, or of this one before a bucket or a typing error changed."""
+    others = [path for path in root.parent.iterdir() if path != root and next(path.glob("*/*/record.json"), None)]
+    if others:
+        names = ", ".join(map(str, sorted(others)[:3])) + (", …" if len(others) > 3 else "")
+        yield (
+            "warning",
+            f"traces wait for an archive of another URL in {names}; `trifle-otel recover` ships them to that",
+        )
 
 
 def _times(paths: Iterable[Path]) -> Iterator[float]:
@@ -176,6 +190,22 @@ def _payloads(archive: Archive) -> Iterator[tuple[str, str]]:
         yield "success", f"the {len(due)} newest traces have their payload" if len(due) > 1 else "the only trace has it"
 
 
+def _unknown(archive: Archive) -> Iterator[tuple[str, str]]:
+    """Whether the index knows some of the traces that are stored, whichever the store names first."""
+    before = datetime.now(timezone.utc) - OLD  # a row may wait for a while
+    found = [folder for folder in islice(archive.store.folders(), NEWEST) if _made_before(before, folder)]
+    unknown = [folder.reference for folder in found if archive.index.find(folder.reference) is None]
+    if unknown:
+        names = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+        of = f"{len(unknown)} of {len(found)} stored traces that were looked at ({names})"
+        yield "warning", f"the index does not know {of}; `trifle-otel reindex` fills it from them"
+
+
+def _made_before(moment: datetime, folder: Folder) -> bool:
+    made = reference_time(folder.reference)
+    return made is not None and made < moment
+
+
 def _local_folder(archive: Archive) -> Path | None:
     url = urlsplit(archive.url)
     return Path(unquote(url.path)) if url.scheme == "file" else None
@@ -185,6 +215,7 @@ _LOOKS: dict[str, Callable[[Archive], Iterator[tuple[str, str]]]] = {
     "archive": _store,
     "index": _index,
     "payloads": _payloads,
+    "unknown": _unknown,
     "spool": _spool,
     "permissions": _permissions,
     "clock": _clock,

@@ -163,7 +163,8 @@ def open_archive(
     index = index or location.index
     if index is None:
         raise ConfigurationError(f"the archive {location.uri} needs an index; name one: {INDEXES}")
-    opened = Archive(location.store(), open_index(index, group=group), url=location.uri)
+    store = location.store()
+    opened = Archive(store, open_index(index, group=group, buckets=store.buckets), url=location.uri)
     opened.group = group
     given = os.environ.get("TRIFLE_SPOOL")
     opened.spool = spool_folder(location.uri, given) if given else location.spool

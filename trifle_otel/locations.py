@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,18 +80,22 @@ def locate(archive: str, *, group: bool = False, fsync: bool = False) -> Locatio
     raise ConfigurationError(f"archive {shown(archive)!r} has an unknown scheme {scheme!r}; it is {ARCHIVES}")
 
 
-def open_index(index: str, *, group: bool = False) -> Index:
-    """The index at a URL; `group` as of `locate`. Raises `ConfigurationError`."""
+def open_index(index: str, *, group: bool = False, buckets: Sequence[str] = ()) -> Index:
+    """The index at a URL; `group` as of `locate`. Raises `ConfigurationError`.
+
+    `buckets` are the archive's: older tables and collections of Ruby's know a bucket by its position among them. The
+    option of that name in the URL comes first.
+    """
     index = _tidied(index)
     scheme = index.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
         with _extra("postgres"):
             from trifle_otel.indexes.postgres import open_postgres
-        return open_postgres(index)
+        return open_postgres(index, buckets)
     if scheme in ("mongodb", "mongodb+srv"):
         with _extra("mongo"):
             from trifle_otel.indexes.mongo import open_mongo
-        return open_mongo(index)
+        return open_mongo(index, buckets)
     driver = _of_others("trifle_otel.indexes", index)
     if driver is not None:
         theirs: Index = driver(index)

@@ -97,17 +97,21 @@ def make_folders(path: str | os.PathLike[str], *, fsync: bool = False) -> None:
     `os.makedirs` gives its mode to the last one, and leaves the others to the umask. With `fsync` they outlive the
     machine.
     """
+    above = os.path.dirname(path)
     try:
-        os.mkdir(path, 0o700)
-    except FileNotFoundError:
-        make_folders(os.path.dirname(path), fsync=fsync)
-        make_folders(path, fsync=fsync)
+        try:
+            os.mkdir(path, 0o700)
+        except FileNotFoundError:
+            if not above or above == path:
+                raise
+            make_folders(above, fsync=fsync)
+            os.mkdir(path, 0o700)  # where that fails too, as in /proc, nothing helps
     except FileExistsError:
         if not os.path.isdir(path):
             raise
     else:
         if fsync:
-            sync_folder(os.path.dirname(path) or os.curdir)
+            sync_folder(os.fspath(above) or os.curdir)
 
 
 def sync_folder(path: str) -> None:

@@ -12,6 +12,7 @@ from trifle_otel.cli.options import Flag, Place, open_new, opened
 from trifle_otel.cli.terminal import complain, progress
 from trifle_otel.cli.visible import count, visible
 from trifle_otel.errors import MissingDependency, UsageError
+from trifle_otel.settings import LONGEST_WAIT
 
 
 class Failures(logging.Handler):
@@ -70,7 +71,7 @@ def recover(*, watch: Flag = False, every: float = 10, place: Place | None = Non
     every
         Seconds between two looks, with --watch.
     """
-    if every <= 0:
+    if not 0 < every <= LONGEST_WAIT:
         raise UsageError(f"--every {every:g} is not allowed; it is seconds above 0")
     with Failures() as failures, opened(place) as archive:
         found = archive.recover()
@@ -94,6 +95,7 @@ def setup(*, days: list[int] | None = None, place: Place | None = None) -> int:
     """
     with open_new(place or Place()) as archive:
         archive.setup()
+        archive.store.check()  # a bucket is nobody's to make but its owner's: it has to be there
         lifecycle = getattr(archive.store, "lifecycle", None)
         if days and lifecycle is None:
             raise UsageError(f"--days is for object storage; the retention of {archive.url} is kept by `cleanup`")

@@ -270,13 +270,13 @@ class MongoIndex(Index):
         return StoreUnavailable(f"{where} cannot be used now: {said}")
 
 
-def open_mongo(url: str) -> MongoIndex:
+def open_mongo(url: str, buckets: Sequence[str] = ()) -> MongoIndex:
     """The index at `mongodb://host:27017/database?collection=trifle_traces&buckets=a,b`.
 
     Other options are the driver's. No connection is made. Raises `ConfigurationError` for a URL that cannot be one.
     """
     rest, options = remote.split_options(url, ("collection", "buckets"))
-    buckets = [name for name in options.get("buckets", "").split(",") if name]
+    buckets = [name for name in options.get("buckets", "").split(",") if name] or buckets
     return MongoIndex(rest, collection=options.get("collection", COLLECTION), buckets=buckets)
 
 

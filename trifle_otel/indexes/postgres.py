@@ -328,13 +328,13 @@ class PostgresIndex(Index):
         return StoreUnavailable(f"{where} cannot be used now: {said}")
 
 
-def open_postgres(url: str) -> PostgresIndex:
+def open_postgres(url: str, buckets: Sequence[str] = ()) -> PostgresIndex:
     """The index at `postgresql://user@host:5432/database?table=trifle_traces&buckets=a,b`; other options are libpq's.
 
     No connection is made. Raises `ConfigurationError` for a URL that cannot be one.
     """
     rest, options = remote.split_options(url, ("table", "buckets"))
-    buckets = [name for name in options.get("buckets", "").split(",") if name]
+    buckets = [name for name in options.get("buckets", "").split(",") if name] or buckets
     return PostgresIndex(rest, table=options.get("table", TABLE), buckets=buckets)
 
 

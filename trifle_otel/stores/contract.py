@@ -93,6 +93,9 @@ class Store(ABC):
 
     One whose calls do not is called in a job's own thread when a trace ends (`take`): it has to be quick."""
 
+    buckets: Sequence[str] = ()
+    """Names of its buckets, in the order that they were named in; none where it has no buckets."""
+
     def pick_bucket(self) -> str | None:
         """The bucket for a new trace, or None where the store has no buckets.
 

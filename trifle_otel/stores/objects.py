@@ -88,6 +88,7 @@ class ObjectStore(Store):
         at_once: int = AT_ONCE,
     ) -> None:
         self.location = location
+        self.buckets = location.buckets
         self.at_once = at_once
         self._timeouts = (connect_timeout, request_timeout)
         # by process too: a child's first call makes its own, and leaves its parent's alone
