@@ -322,7 +322,7 @@ def test_folders_that_cannot_be_made_are_an_error_and_no_endless_attempt(path: s
     """A file system may say that what is above is missing, though it is there."""
     if path and not Path("/proc/self").exists():
         pytest.skip("there is no /proc")
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         make_folders(path)
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import io
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
+from wsgiref.handlers import SimpleHandler
 
 import flask
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from opentelemetry.trace import SpanKind
 from spans import Sdk, attributes, parent_id
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Incoming
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
@@ -223,6 +229,259 @@ def test_a_websocket_is_one_trace(archive: Archive) -> None:
     assert traces(archive) == {"http/WEBSOCKET/chat/{room}": ["heard hello"]}
 
 
+OF_REQUESTS: dict[str, Any] = {"type": "http", "method": "GET", "asgi": {"spec_version": "2.3"}}
+OF_WEBSOCKETS: dict[str, Any] = {"type": "websocket", "scheme": "ws", "subprotocols": []}
+
+
+class Served:
+    """A server's side of one request: hands out messages, the last of them once the application has begun to answer."""
+
+    def __init__(self, *incoming: dict[str, Any], refuses: str | None = None) -> None:
+        self.incoming = list(incoming)
+        self.refuses = refuses
+        self.sent: list[Any] = []
+        self.begun = asyncio.Event()
+        self.patient = False
+
+    async def receive(self) -> Any:
+        if not self.incoming:
+            await asyncio.Event().wait()
+        if self.patient and len(self.incoming) == 1:
+            await self.begun.wait()
+        return self.incoming.pop(0)
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == self.refuses:  # as servers of version 2.4 of ASGI do once the client has gone
+            raise OSError("closed")
+        self.sent.append(message)
+        if message["type"] == "http.response.body":
+            self.begun.set()
+        await asyncio.sleep(0)
+
+    def serve(self, app: Any, path: str = "/", *, patient: bool = False, **scope: Any) -> None:
+        """Serve one request; raises what the application raises. `patient`: the last message has to wait."""
+        self.patient = patient
+        kind = OF_WEBSOCKETS if self.incoming[0]["type"] == "websocket.connect" else OF_REQUESTS
+        whole = {**kind, "path": path, "headers": [], "query_string": b"", **scope}
+        asyncio.run(app(whole, self.receive, self.send))
+
+
+ASKED: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": False}
+HALF: dict[str, Any] = {"type": "http.request", "body": b"{", "more_body": True}
+GONE: dict[str, Any] = {"type": "http.disconnect"}
+CONNECTED: dict[str, Any] = {"type": "websocket.connect"}
+HEARD: dict[str, Any] = {"type": "websocket.receive", "text": "hello"}
+CLOSED: dict[str, Any] = {"type": "websocket.disconnect", "code": 1006}
+STARTED: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
+FAILED: dict[str, Any] = {"type": "http.response.start", "status": 500, "headers": []}
+PART: dict[str, Any] = {"type": "http.response.body", "body": b"part", "more_body": True}
+LAST: dict[str, Any] = {"type": "http.response.body", "body": b"part"}
+CANCELLED = "Cancelled: the client went away"
+
+
+def ended(archive: Archive) -> tuple[str, list[str]]:
+    """State and lines of the one trace that there is."""
+    ((_, lines),) = traces(archive).items()
+    return archive.search().records[0].state, lines
+
+
+async def endless() -> AsyncIterator[bytes]:
+    """A stream that never ends by itself."""
+    while True:
+        yield b"part"
+
+
+async def streaming(request: Incoming) -> StreamingResponse:
+    """A view that answers by it."""
+    del request
+    return StreamingResponse(endless())
+
+
+def test_a_client_that_goes_away_in_the_middle_of_a_stream(archive: Archive) -> None:
+    """Starlette hears of it, cancels what it has begun by itself, and returns as if nothing were."""
+    app = Starlette(routes=[Route("/", streaming)])
+    app.add_middleware(asgi.TraceMiddleware)
+    Served(ASKED, GONE).serve(app, patient=True)
+    assert ended(archive) == ("warning", ["Response 200", CANCELLED])
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_client_that_goes_away_in_the_middle_of_its_upload(archive: Archive, outside: bool) -> None:
+    """What Starlette raises passes, and its traceback is nobody's; nor is a 500 that is answered to nobody."""
+
+    async def upload(request: Incoming) -> PlainTextResponse:
+        await request.body()
+        return PlainTextResponse("never")
+
+    app: Any = Starlette(routes=[Route("/", upload)])
+    if outside:
+        app = asgi.TraceMiddleware(app)
+    else:
+        app.add_middleware(asgi.TraceMiddleware)
+    with pytest.raises(ClientDisconnect):
+        Served(HALF, GONE).serve(app)
+    assert ended(archive) == ("warning", ["Response 500", CANCELLED] if outside else [CANCELLED])
+
+
+def test_a_client_that_goes_away_in_the_middle_of_its_json(archive: Archive) -> None:
+    """FastAPI answers 400, which nobody reads."""
+    app = FastAPI()
+
+    @app.post("/")
+    async def take(body: dict[str, int]) -> None:
+        del body
+
+    app.add_middleware(asgi.TraceMiddleware)
+    served = Served(HALF, GONE)
+    served.serve(app, method="POST")
+    assert served.sent[0]["status"] == 400
+    assert ended(archive) == ("warning", ["Response 400", CANCELLED])
+
+
+def telling(messages: Iterable[dict[str, Any]], then: BaseException | None = None, *, first: int = 0) -> Any:
+    """An application that sends messages, hears all that it is told after the first of them, and raises `then`."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        for number, message in enumerate((*messages, {})):
+            if number == first:
+                while (await receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
+                    pass
+            if message:
+                await send(message)
+        if then is not None:
+            raise then
+
+    return asgi.TraceMiddleware(app)
+
+
+@pytest.mark.parametrize(
+    "last", [LAST, {**LAST, "more_body": False}, {"type": "http.response.pathsend", "path": "/etc/hosts"}]
+)
+def test_servers_tell_of_an_end_after_a_whole_answer_too(archive: Archive, last: dict[str, Any]) -> None:
+    """They answer whoever asks so; nobody went away before the end."""
+    Served(ASKED, GONE).serve(telling((STARTED, PART, last), first=3))
+    assert ended(archive) == ("success", ["Response 200"])
+
+
+def test_an_answer_is_whole_while_a_server_takes_the_last_of_it(archive: Archive) -> None:
+    """A listener may be told of the end before the last `send` returns, as below Starlette's own middlewares."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        await receive()
+        listening = asyncio.ensure_future(receive())
+        await send(STARTED)
+        await send(LAST)
+        assert listening.done()
+
+    Served(ASKED, GONE).serve(asgi.TraceMiddleware(app), patient=True)
+    assert ended(archive) == ("success", ["Response 200"])
+
+
+@pytest.mark.parametrize("error", [None, OSError("closed"), asyncio.CancelledError()])
+def test_an_application_that_gives_up_because_its_client_went_away(
+    archive: Archive, error: BaseException | None
+) -> None:
+    """By whatever it does so: it is no failure, and what it raises passes."""
+    app = telling((STARTED, PART), error, first=2)
+    with nullcontext() if error is None else pytest.raises(type(error)):
+        Served(ASKED, GONE).serve(app)
+    assert ended(archive) == ("warning", ["Response 200", CANCELLED])
+
+
+def test_a_failure_stays_one_whoever_went_away(archive: Archive) -> None:
+    """What else the application raises is its own fault."""
+    with pytest.raises(ValueError, match="no rate"):
+        Served(ASKED, GONE).serve(telling((STARTED, PART), ValueError("no rate"), first=2))
+    state, lines = ended(archive)
+    assert (state, lines[:2]) == ("error", ["Response 200", "Exception: no rate"])
+    assert CANCELLED not in lines
+
+
+def test_a_disconnect_that_nobody_told_of_is_a_failure(archive: Archive) -> None:
+    """Another connection's, say, that the application has itself."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive, send
+        raise ClientDisconnect
+
+    with pytest.raises(ClientDisconnect):
+        Served(ASKED).serve(asgi.TraceMiddleware(app))
+    assert ended(archive)[0] == "error"
+
+
+def test_a_server_error_stays_one_when_its_client_goes_away(archive: Archive) -> None:
+    """The client was told of it before."""
+    Served(ASKED, GONE).serve(telling((FAILED, PART), first=2))
+    assert ended(archive) == ("error", ["Response 500", CANCELLED])
+
+
+@pytest.mark.parametrize("refused", ["http.response.start", "http.response.body"])
+def test_a_server_that_takes_no_more(archive: Archive, refused: str) -> None:
+    """From version 2.4 of ASGI on, `send` raises an OSError when the client has gone, and none needs to listen."""
+    app = Starlette(routes=[Route("/", streaming)])
+    app.add_middleware(asgi.TraceMiddleware)
+    with pytest.raises(ClientDisconnect):
+        Served(ASKED, refuses=refused).serve(app, asgi={"spec_version": "2.4"})
+    assert ended(archive) == ("warning", ["Response 200", CANCELLED])
+
+
+def chat(then: BaseException | None = None) -> FastAPI:
+    """An echo, without end or with one of its own."""
+    app = FastAPI()
+
+    @app.websocket("/")
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        try:
+            while True:
+                text = await websocket.receive_text()
+                trifle.trace(f"heard {text}")
+                await websocket.send_text(text)
+        except WebSocketDisconnect:
+            if then is not None:
+                raise then from None
+            raise
+
+    app.add_middleware(asgi.TraceMiddleware)
+    return app
+
+
+def test_a_client_that_closes_its_websocket(archive: Archive) -> None:
+    """The ordinary end of one; what Starlette raises passes."""
+    with pytest.raises(WebSocketDisconnect) as caught:
+        Served(CONNECTED, HEARD, CLOSED).serve(chat())
+    assert caught.value.code == 1006
+    assert ended(archive) == ("success", ["heard hello"])
+
+
+def test_a_websocket_that_is_closed_while_we_speak(archive: Archive) -> None:
+    """The server takes no more; Starlette makes the same of it."""
+    with pytest.raises(WebSocketDisconnect):
+        Served(CONNECTED, HEARD, refuses="websocket.send").serve(chat())
+    assert ended(archive) == ("success", ["heard hello"])
+    with pytest.raises(OSError, match="closed"):
+        Served(CONNECTED, CLOSED, refuses="websocket.send").serve(telling(({"type": "websocket.send"},)))
+    assert trifle.flush(5)
+    assert [record.state for record in archive.search().records] == ["success", "success"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no rate"), FileNotFoundError("no rate")])
+def test_a_websocket_that_fails_after_its_end(archive: Archive, error: Exception) -> None:
+    """What else the application raises is its own fault."""
+    with pytest.raises(type(error), match="no rate"):
+        Served(CONNECTED, HEARD, CLOSED).serve(chat(error))
+    state, lines = ended(archive)
+    assert (state, lines[:2]) == ("error", ["heard hello", "Exception: no rate"])
+
+
+def test_a_websocket_that_ends_quietly(archive: Archive) -> None:
+    """Most applications catch the end themselves."""
+    Served(CONNECTED, CLOSED).serve(telling(({"type": "websocket.accept"},)))
+    assert ended(archive) == ("success", [])
+
+
 def test_requests_are_chosen_and_named(archive: Archive) -> None:
     """A selector and a key of the user's own."""
 
@@ -392,6 +651,43 @@ def answers(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     del environ
     start_response("200 OK", [])
     return [b"hello"]
+
+
+def served(app: Any) -> bytes:
+    """The head that the standard library's server writes."""
+    out = io.BytesIO()
+    handler = SimpleHandler(io.BytesIO(), out, sys.stderr, {"REQUEST_METHOD": "GET", "PATH_INFO": "/"})
+    handler.origin_server = False  # no date, which would differ
+    handler.run(app)
+    return out.getvalue().split(b"\r\n\r\n")[0]
+
+
+def test_a_wsgi_body_with_a_length_keeps_it(archive: Archive) -> None:
+    """Servers give a Content-Length to what is one part; an empty list is as long as it is."""
+    assert served(answers) == served(wsgi.TraceMiddleware(answers))
+    assert b"Content-Length: 5" in served(answers)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
+    for parts in ([], [b"1"], (b"1", b"2")):
+        body: Any = wsgi.TraceMiddleware(lambda *_, parts=parts: parts)(environ, lambda *_: None)
+        assert len(body) == len(parts)
+        assert list(body) == list(parts)
+        body.close()
+    assert len(archive.search().records if trifle.flush(5) else []) == 4
+
+
+def test_a_wsgi_body_without_a_length_gets_none(archive: Archive) -> None:
+    """Nobody knows how many parts a generator will have."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"hello"
+
+    body: Any = wsgi.TraceMiddleware(app)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: None)
+    assert not hasattr(body, "__len__")
+    assert list(body) == [b"hello"]
+    body.close()
+    assert served(app) == served(wsgi.TraceMiddleware(app))
+    assert trifle.flush(5)
 
 
 def test_a_route_that_cannot_be_found_stops_no_request() -> None:

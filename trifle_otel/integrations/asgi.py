@@ -3,14 +3,15 @@
     app.add_middleware(TraceMiddleware, select=lambda request: request.path.startswith("/orders"))
 
 A trace lasts as long as the application's call, streaming and websockets included; what is sent and received passes
-unchanged. Background tasks of Starlette are part of it.
+unchanged. Background tasks of Starlette are part of it. A client that goes away before its answer is whole is a
+warning; one that closes its websocket is how websockets end.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from trifle_otel.integrations.attempts import Attempt
 from trifle_otel.integrations.web import Request, WebOptions, answered, gone, start_request
@@ -21,6 +22,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# what brings a body, or the last of it; the latter two are extensions, for servers that send files themselves
+_BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
+_CLOSED: Final = frozenset({"WebSocketDisconnect"})  # Starlette's
+_DISCONNECTS: Final = _CLOSED | {"ClientDisconnect"}
 
 
 class TraceMiddleware:
@@ -54,26 +60,83 @@ class TraceMiddleware:
         if attempt is None:
             await self.app(scope, receive, send)
             return
+        exchange = _Exchange(attempt, receive, send)
         try:
-            await self.app(scope, receive, _watched(send, attempt))
-        except asyncio.CancelledError:
-            gone(attempt)
-            raise
+            await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            attempt.fail(error)
+            exchange.end(error)
             raise
-        attempt.succeed()
+        exchange.end(None)
 
 
-def _watched(send: Send, attempt: Attempt) -> Send:
-    """`send`, which also notes the status."""
+class _Exchange:
+    """The messages of one request or websocket, which pass unchanged: what they say of the answer and of the client."""
 
-    async def watched(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            answered(attempt, int(message.get("status", 0)))
-        await send(message)
+    __slots__ = ("_answered", "_attempt", "_closed", "_gone", "_receive", "_refusal", "_send")
 
-    return watched
+    def __init__(self, attempt: Attempt, receive: Receive, send: Send) -> None:
+        self._attempt = attempt
+        self._receive = receive
+        self._send = send
+        self._answered = False
+        """The answer to a request is whole."""
+        self._gone = False
+        """The client of a request went away before that, and the application was told so."""
+        self._closed = False
+        """A websocket was closed, and the application was told so."""
+        self._refusal: OSError | None = None
+        """What the server last raised because there was nobody to send to."""
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        kind = message.get("type")
+        if kind == "http.disconnect":
+            self._lost()
+        elif kind == "websocket.disconnect":
+            self._closed = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind, whole = message.get("type"), self._answered
+        if kind == "http.response.start":
+            answered(self._attempt, int(message.get("status", 0)), unread=self._gone)
+        elif kind in _BODIES and not message.get("more_body", False):
+            # before it is sent: from then on servers tell everybody who listens of a disconnect, and `send` may wait
+            self._answered = True
+        try:
+            await self._send(message)
+        except OSError as error:  # by version 2.4 of ASGI: the client has gone
+            self._refusal = error
+            self._answered = whole  # not by this message
+            if kind is not None and kind.startswith("websocket."):
+                self._closed = True
+            else:
+                self._lost()
+            raise
+
+    def end(self, error: BaseException | None) -> None:
+        """The application returned, or raised `error`."""
+        refusal, self._refusal = self._refusal, None  # its traceback leads back here: a cycle
+        if isinstance(error, asyncio.CancelledError) or (self._gone and _is_of_a_disconnect(error)):
+            gone(self._attempt)
+        elif error is None or (self._closed and (_is_named(error, _CLOSED) or error is refusal)):
+            self._attempt.succeed()
+        else:
+            self._attempt.fail(error)
+
+    def _lost(self) -> None:
+        if not self._answered:
+            self._gone = True
+
+
+def _is_of_a_disconnect(error: BaseException | None) -> bool:
+    """Whether a request whose client is known to have gone ended because of that; None: quietly."""
+    return error is None or isinstance(error, OSError) or _is_named(error, _DISCONNECTS)
+
+
+def _is_named(error: BaseException, names: frozenset[str]) -> bool:
+    """Whether its class has one of the names: no framework is imported for that."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
 def _request(scope: Scope) -> Request:

@@ -71,8 +71,14 @@ def start_request(describe: Callable[[], Request], options: WebOptions) -> Attem
         return None
 
 
-def answered(attempt: Attempt, status: int) -> None:
-    """Note the status that was answered: 4xx as a warning's line, 5xx as the trace's state."""
+def answered(attempt: Attempt, status: int, *, unread: bool = False) -> None:
+    """Note the status that was answered: 4xx as a warning's line, 5xx as the trace's state.
+
+    `unread`: the client had gone away before, which is what most frameworks answer 500 to: a line, and no state.
+    """
+    if status >= 500 and unread:
+        attempt.note(f"Response {status}", ERROR)
+        return
     if status >= 500:
         attempt.say(f"Response {status}", ERROR)
         return
@@ -80,8 +86,15 @@ def answered(attempt: Attempt, status: int) -> None:
 
 
 def gone(attempt: Attempt) -> None:
-    """End the trace of a request whose client did not wait for all of the answer: said, and no failure of ours."""
-    attempt.say("Cancelled: the client went away", WARNING)
+    """End the trace of a request whose client did not wait for all of the answer: said, and no failure of ours.
+
+    What has been an error before, a 5xx that the client was told of say, stays one.
+    """
+    recording, line = attempt.recording, "Cancelled: the client went away"
+    if recording is not None and recording.state == ERROR:
+        attempt.note(line, WARNING)
+    else:
+        attempt.say(line, WARNING)
     attempt.succeed()
 
 

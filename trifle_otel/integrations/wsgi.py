@@ -7,7 +7,7 @@ A trace lasts until the server has taken the last of the body, or has closed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from trifle_otel.integrations.attempts import Attempt
@@ -57,7 +57,7 @@ class TraceMiddleware:
         except BaseException as error:
             attempt.fail(error)
             raise
-        return _Body(body, attempt)
+        return (_SizedBody if isinstance(body, Sized) else _Body)(body, attempt)
 
     def _request(self, environ: Environ) -> Request:
         route, parameters = (None, {}) if self.route is None else self.route(environ)
@@ -144,3 +144,10 @@ class _Body:
         finally:
             self._attempt.succeed()
             attach(before)
+
+
+class _SizedBody(_Body):
+    """The same of a body that has a length: of one that is a single part, servers know the Content-Length."""
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
