@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +21,8 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from spans import Sdk, parent_id, span_id
-from taskiq import InMemoryBroker, SimpleRetryMiddleware
-from taskiq.exceptions import NoResultError
+from taskiq import AckableMessage, InMemoryBroker, SimpleRetryMiddleware
+from taskiq.exceptions import NoResultError, TaskRejectedError
 from taskiq.receiver import Receiver
 from workshop import Workshop
 
@@ -181,6 +182,113 @@ def test_taskiq_joins_enqueuer_and_worker() -> None:
     assert parent_id(sdk.root) == ours == span_id(sdk.named("request"))
 
 
+class UnspeakableError(Exception):
+    """Has no text, by a usual slip."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class UnspeakableRejectionError(TaskRejectedError):
+    """The same of a task that gives its message back."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "error, state, line",
+    [
+        (UnspeakableError("x"), "warning", "Retry: UnspeakableError: UnspeakableError('x')"),
+        (UnspeakableRejectionError(), "warning", "Rejected: test_async_frameworks.UnspeakableRejectionError()"),
+    ],
+)
+def test_a_taskiq_task_whose_exception_has_no_text_is_acknowledged(
+    archive: Archive, error: Exception, state: str, line: str
+) -> None:
+    """What it says is asked for with care: its message is acknowledged, and its trace ends."""
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(default_retry_count=2))
+    tries: list[int] = []
+    acknowledged: list[int] = []
+
+    @broker.task(task_name="shop.tasks:fails", retry_on_error=True)
+    async def fails() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise error
+
+    async def run() -> None:
+        sent = broker.formatter.dumps(fails.kicker()._prepare_message()).message
+        receiver = Receiver(broker, run_startup=False)
+        await receiver.callback(AckableMessage(data=sent, ack=lambda: acknowledged.append(1)))
+        await broker.wait_all()
+
+    asyncio.run(run())
+    assert acknowledged == [1]
+    first = records(archive)[0]
+    assert first.state == state
+    assert messages(archive, first)[0] == line
+    assert not for_taskiq._running
+
+
+def test_how_a_taskiq_task_ended_is_no_fault_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is not as we know it: the trace is closed, the trouble told, and the task gives its result."""
+    faults: list[BaseException] = []
+    archive = trifle.configure("memory:", error_handler=faults.append)
+    broker = InMemoryBroker()
+
+    @broker.task(task_name="price")
+    async def price() -> int:
+        return 7
+
+    monkeypatch.setattr(for_taskiq, "_end_as", lambda *_: 1 // 0)
+    assert run_taskiq(broker, price).return_value == 7
+    (record,) = records(archive)
+    assert record.state == "error"
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+
+
+def test_taskiq_tasks_know_who_sent_them(archive: Archive) -> None:
+    """By the labels, which stay the same for each attempt: a task that is tried again is no child of itself."""
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(default_retry_count=3))
+    tries: list[int] = []
+
+    @broker.task(task_name="first")
+    async def first() -> None:
+        await second.kiq()
+
+    @broker.task(task_name="second", retry_on_error=True)
+    async def second() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("no rate")
+        await third.kiq()
+
+    @broker.task(task_name="third")
+    def third() -> None:
+        pass
+
+    async def run() -> None:
+        await first.kiq()
+        end = time.monotonic() + 5
+        while len(archive.search().records) < 4 and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+            trifle.flush(5)
+        await broker.wait_all()
+
+    asyncio.run(run())
+    found = {(record.context["job_name"], record.context["attempt"]): record.context for record in records(archive)}
+    assert set(found) == {("first", 1), ("second", 1), ("second", 2), ("third", 1)}
+    ids = {name: context["job_id"] for (name, _), context in found.items()}
+    assert {context["root_id"] for context in found.values()} == {ids["first"]}
+    assert {name: context.get("parent_id") for name, context in found.items()} == {
+        ("first", 1): None,
+        ("second", 1): ids["first"],
+        ("second", 2): ids["first"],
+        ("third", 1): ids["second"],
+    }
+
+
 # -- Procrastinate
 
 
@@ -294,6 +402,58 @@ def test_an_apscheduler_job_is_a_trace(archive: Archive) -> None:
     assert (record.meta, record.tags, record.state) == ([7], ("nightly",), "success")
     assert messages(archive, record) == ["pricing", "14"]
     assert record.context["trigger"].startswith("date")
+
+
+@job_options(trace=False)
+def untraced_of(*numbers: int) -> None:
+    """A job that nobody is to see, with arguments."""
+
+
+def quoted(*args: Any, **kwargs: Any) -> int:
+    """A job with arguments of all kinds."""
+    return len(args) + len(kwargs)
+
+
+def run_scheduled(*functions: Callable[..., Any]) -> None:
+    """Run jobs in a scheduler, one after the other, with the argument 9."""
+    scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone=timezone.utc)
+    done = threading.Semaphore(0)
+    scheduler.add_listener(lambda _: done.release(), 4096 | 8192)
+    scheduler.start()
+    for function in functions:
+        scheduler.add_job(function, "date", [9], misfire_grace_time=60)
+        assert done.acquire(timeout=10)
+    scheduler.shutdown()
+
+
+def test_an_apscheduler_job_that_is_a_partial_is_what_it_calls(archive: Archive) -> None:
+    """Its function's name, and its arguments before those of the job; partials of partials too."""
+    named: Any = partial(partial(quoted, 1, rate=2, fast=False), 3, rate=4)
+    named.__name__ = "a name of its own"
+    run_scheduled(partial(quoted, 7), partial(named, 5))
+    first, second = records(archive)
+    assert [record.key.split("/")[-1] for record in (first, second)] == ["quoted", "quoted"]
+    assert first.meta == [7, 9]
+    assert second.meta == {"args": [1, 3, 5, 9], "kwargs": {"rate": 4, "fast": False}}
+
+
+def test_the_arguments_of_an_apscheduler_job_take_the_places_that_a_partial_keeps_for_them(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `functools.Placeholder`, which Python has from 3.14 on."""
+    kept = object()
+    monkeypatch.setattr(for_apscheduler, "_PLACEHOLDER", kept)
+    run_scheduled(partial(quoted, kept, 2))
+    (record,) = records(archive)
+    assert record.meta == [9, 2]
+
+
+def test_an_apscheduler_job_that_is_a_partial_has_the_options_of_what_it_calls(archive: Archive) -> None:
+    """Of the function, or of the partial where they were put on that."""
+    own = job_options(key="nightly/own")(partial(untraced_of))
+    run_scheduled(partial(untraced_of, 1), partial(own, 2))
+    (record,) = records(archive)
+    assert record.key == "nightly/own"
 
 
 def test_an_apscheduler_coroutine_is_a_trace(archive: Archive) -> None:

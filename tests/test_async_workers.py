@@ -99,6 +99,10 @@ def test_every_attempt_of_taskiq_is_an_archive(shop: TaskiqShop) -> None:
     assert [record.context["attempt"] for record in failed] == [1, 2]
     assert "Exception: no rate" in shop.messages(failed[1])
     assert {record.context["queue"] for record in found if record.key != "inner"} == {shop.queue}
+    (sender,) = [record for record in found if record.key == shop.key("starts_another")]
+    (child,) = [record for record in found if "parent_id" in record.context]
+    assert child.key == shop.key("add")
+    assert child.context["parent_id"] == child.context["root_id"] == sender.context["job_id"]
 
 
 @slow

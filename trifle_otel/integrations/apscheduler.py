@@ -7,13 +7,13 @@ forks it has.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, Final
 
 from trifle_otel.errors import MissingDependency
 from trifle_otel.integrations.attempts import Job, Options, ship_before_exit, start
@@ -25,6 +25,7 @@ except ModuleNotFoundError as missing:
     raise MissingDependency(f"tracing its jobs needs APScheduler 3: pip install apscheduler ({missing})") from missing
 
 _MODULES = ("base", "pool", "asyncio", "debug", "gevent", "tornado", "twisted")
+_PLACEHOLDER: Final = getattr(functools, "Placeholder", object())  # in a partial's arguments, from Python 3.14 on
 _run_job = base.run_job
 _run_coroutine_job = base.run_coroutine_job
 _options: Options | None = None
@@ -118,7 +119,8 @@ class _Traced:
         options = _options
         if options is None:
             return None
-        job, function = self._job, self._job.func
+        job = self._job
+        function, args, kwargs = _called(job.func, args, kwargs)
         name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
         more = {"trigger": text_of(job.trigger), "scheduled_name": job.name}
         return start(
@@ -128,14 +130,33 @@ class _Traced:
                 args=args,
                 kwargs=kwargs,
                 id=job.id,
-                function=function,
+                function=_told(job.func),
                 more=more,
             ),
             options,
         )
 
 
-@lru_cache(maxsize=1)
+def _called(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """What is called in the end, and with what: where a function is a partial, what that one calls."""
+    while isinstance(function, functools.partial):
+        given = iter(args)
+        own = [next(given, value) if value is _PLACEHOLDER else value for value in function.args]
+        args, kwargs = (*own, *given), {**function.keywords, **kwargs}
+        function = function.func
+    return function, args, kwargs
+
+
+def _told(function: Any) -> Any:
+    """What `job_options` was put on: the function, or a partial of it."""
+    while isinstance(function, functools.partial):
+        if any(isinstance(value, Options) for value in vars(function).values()):
+            break
+        function = function.func
+    return function
+
+
+@functools.lru_cache(maxsize=1)
 def _ship_at_end_of(pid: int) -> None:
     """Have this process ship as it ends: those of a pool that forks call no exit handlers before Python 3.13."""
     del pid

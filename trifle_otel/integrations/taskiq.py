@@ -14,8 +14,20 @@ from typing import Any
 
 from trifle_otel.calls import prepare
 from trifle_otel.errors import MissingDependency
-from trifle_otel.integrations.attempts import Attempt, Job, Options, inject, ship_before_exit, start
+from trifle_otel.integrations.attempts import (
+    PARENT,
+    ROOT,
+    Attempt,
+    Job,
+    Options,
+    because,
+    end,
+    inject,
+    ship_before_exit,
+    start,
+)
 from trifle_otel.integrations.patching import Patches
+from trifle_otel.values import exception_text
 
 try:
     from taskiq import TaskiqMiddleware
@@ -93,18 +105,19 @@ async def _run_task(run_task: Any, self: Any, target: Any, message: Any, *args: 
     finally:
         _running.discard(attempt)
         raised = _raised.pop(id(message), None)
-    _end(attempt, result, raised)
+    end(attempt, lambda: _end_as(attempt, result, raised), raised)
     return result
 
 
 def _prepare_message(prepare_message: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     message = prepare_message(self, *args, **kwargs)
-    inject(message.labels)
+    inject(message.labels, job_id=message.task_id)
     return message
 
 
 def _job(target: Any, message: Any, broker: Any) -> Job:
     labels = message.labels
+    headers = {name: value for name, value in labels.items() if isinstance(value, str)}
     queue = labels.get("queue_name") or getattr(broker, "queue_name", None)  # as brokers name it that have one
     return Job(
         system="taskiq",
@@ -114,7 +127,9 @@ def _job(target: Any, message: Any, broker: Any) -> Job:
         id=message.task_id,
         queue=queue if isinstance(queue, str) else None,
         attempt=_retries(labels) + 1,
-        headers={name: value for name, value in labels.items() if isinstance(value, str)},
+        root=headers.get(ROOT, message.task_id),
+        parent=headers.get(PARENT),
+        headers=headers,
         function=target,
     )
 
@@ -135,7 +150,7 @@ def _watch(broker: Any) -> None:
         broker.add_middlewares(_Watcher())
 
 
-def _end(attempt: Attempt, result: Any, raised: BaseException | None) -> None:
+def _end_as(attempt: Attempt, result: Any, raised: BaseException | None) -> None:
     if raised is None and not result.is_err:
         attempt.succeed(result.return_value)
     elif isinstance(raised, asyncio.CancelledError):  # which Taskiq keeps as a result
@@ -143,9 +158,9 @@ def _end(attempt: Attempt, result: Any, raised: BaseException | None) -> None:
     elif isinstance(raised, NoResultError):
         attempt.ignore("no result is kept")
     elif isinstance(raised, TaskRejectedError):
-        attempt.reject(raised)
+        attempt.reject(exception_text(raised))
     elif raised is not None and isinstance(result.error, NoResultError):  # a retry middleware's doing
-        attempt.retry(f"{type(raised).__name__}: {raised}", raised)
+        attempt.retry(because(raised), raised)
     else:
         attempt.fail(raised)
 
