@@ -6,12 +6,14 @@ JOBS_OURS                    where our integration is set up: module (the usual 
 JOBS_THEIRS                  where OpenTelemetry's is: before, after (ours, in the module), child, off
 JOBS_SPANS                   OTLP over HTTP; without it no SDK is set up
 JOBS_SPANS_BATCHED           whether spans go through the batch processor, as they do where people follow the docs
+JOBS_LOGGING                 where log records become lines: module, child; Celery then sets logging up by its defaults
 JOBS_CONFIGURE               what `configure` is called with in the module; else TRIFLE_ARCHIVE is all there is
 JOBS_FOLDER                  where jobs leave files that say how far they are
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 
 from celery import Celery, chain, chord, group, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.utils.log import get_task_logger
 from job_process import mark
 from opentelemetry import trace as otel
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -35,9 +38,10 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_transport_options={"polling_interval": 0.05},
     task_default_queue=os.environ["JOBS_QUEUE"],
-    worker_hijack_root_logger=False,
+    worker_hijack_root_logger="JOBS_LOGGING" in os.environ,
 )
 OURS, THEIRS = os.environ.get("JOBS_OURS", "module"), os.environ.get("JOBS_THEIRS", "off")
+LOGGING = os.environ.get("JOBS_LOGGING", "off")
 
 
 def ours() -> None:
@@ -45,6 +49,13 @@ def ours() -> None:
     from trifle_otel.integrations import celery
 
     celery.instrument()
+
+
+def log_records() -> None:
+    """Have log records become lines."""
+    from trifle_otel.integrations import logging as integration
+
+    integration.instrument()
 
 
 def theirs() -> None:
@@ -70,6 +81,8 @@ def in_a_child(**_: Any) -> None:
         theirs()
     if OURS == "child":
         ours()
+    if LOGGING == "child":
+        log_records()
 
 
 if "JOBS_SPANS" in os.environ and THEIRS != "child":
@@ -78,6 +91,8 @@ if "JOBS_CONFIGURE" in os.environ:
     trifle.configure(os.environ["JOBS_CONFIGURE"])
 if THEIRS == "before":
     theirs()
+if LOGGING == "module":
+    log_records()
 if OURS == "module":
     ours()
 if THEIRS == "after":
@@ -89,6 +104,14 @@ def add(x: int, y: int = 0) -> int:
     """A job like any other."""
     trifle.trace("adding")
     return x + y
+
+
+@app.task
+def logs() -> None:
+    """A job that logs, by Celery's logger of tasks, by its own, and by one of a library."""
+    get_task_logger(__name__).warning("of the task")
+    logging.getLogger(__name__).warning("of the module")
+    logging.getLogger("shop").error("of the library")
 
 
 @app.task

@@ -65,6 +65,40 @@ def test_a_job_of_plain_arguments_has_them_as_its_meta(sdk: Sdk) -> None:
 
 
 @pytest.mark.parametrize(
+    "args, exact",
+    [
+        (None, True),
+        ((9, "EUR", -1.5, None, True), True),
+        ([[1, [2]], {"a": {"b": ["ü", "\U0001f600"]}}], True),
+        ((2**63 - 1, -(2**63)), True),
+        ((2**63,), False),
+        (((1, 2),), False),
+        (([(1, 2)],), False),
+        (({"a": (1, 2)},), False),
+        (("a\0b",), False),
+        (("\ud800",), False),
+        (({"a\0b": 1},), False),
+        (({"\udfff": 1},), False),
+        (({1: 2},), False),
+        ((float("inf"),), False),
+        ((b"a",), False),
+    ],
+)
+def test_a_trace_says_where_its_arguments_are_not_as_they_were(sdk: Sdk, args: Any, exact: bool) -> None:
+    """What JSON gives back as something else would make another call of it; positional arguments are a tuple anyway."""
+    attempt(Job(system="rq", name="price", args=args)).succeed()
+    assert sdk.record.context.get("meta_exact", True) is exact
+    if exact:
+        assert sdk.record.meta == (None if args is None else list(args))
+
+
+def test_keyword_arguments_count_as_well(sdk: Sdk) -> None:
+    """They are part of the call."""
+    attempt(Job(system="rq", name="price", kwargs={"sizes": (1, 2)})).succeed()
+    assert sdk.record.context["meta_exact"] is False
+
+
+@pytest.mark.parametrize(
     "end, argument, state, line",
     [
         ("retry", "in 3 s", "warning", "Retry: in 3 s"),

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kombu.common
 import pytest
 from billiard.pool import soft_timeout_sighandler
 from celery import Celery, Task, signals
@@ -20,6 +21,8 @@ from spans import Sdk, attributes, parent_id, span_id
 
 import trifle_otel as trifle
 from trifle_otel import TraceRecord
+from trifle_otel.cli.rerun import Call, call_of, send
+from trifle_otel.errors import UsageError
 from trifle_otel.integrations import celery as ours
 from trifle_otel.integrations.attempts import Job, job_options
 from trifle_otel.runtime import runtime
@@ -110,6 +113,95 @@ def test_an_attempt_says_what_was_run_with_what(sdk: Sdk, app: Shop) -> None:
     assert {name: record.context[name] for name in expected} == expected
     assert (record.context["attempt"], record.context["eager"]) == (1, True)
     assert messages(sdk) == ["calculating", "42.5"]
+
+
+amqp: Any = kombu  # it has no types
+FEEDS = amqp.Exchange("feeds", "topic")
+
+
+@pytest.mark.parametrize(
+    "exchange, key, queue",
+    [
+        ("", "feed.import", "feed.import"),
+        (None, "feed.import", "feed.import"),
+        ("feeds", "feed.import", "imports"),
+        ("feeds", "feed", "imports"),
+        ("feeds", "feed.a.b", "imports"),
+        ("feeds", "mail.now", "mails"),
+        ("feeds", "mail.now.or.later", "mail.now.or.later"),
+        ("feeds", "both.now", "both.now"),
+        ("feeds", "feedimport", "feedimport"),
+        ("exact", "a.*", "exactly"),
+        ("exact", "a.b", "a.b"),
+        ("second", "b", "exactly"),
+        ("everywhere", "anything", "news"),
+        ("unknown", "feed.import", "feed.import"),
+    ],
+)
+def test_the_queue_is_the_one_that_a_message_came_from(
+    sdk: Sdk, app: Shop, exchange: str | None, key: str, queue: str
+) -> None:
+    """As its exchange has it, where that is certain; else it is the routing key, beside the name of the exchange."""
+    app.conf.task_queues = (
+        amqp.Queue("imports", [amqp.binding(FEEDS, "feed.#"), amqp.binding(FEEDS, "both.#")]),
+        amqp.Queue("mails", [amqp.binding(FEEDS, "mail.*"), amqp.binding(FEEDS, "both.*")]),
+        amqp.Queue(
+            "exactly", [amqp.binding(amqp.Exchange("exact"), "a.*"), amqp.binding(amqp.Exchange("second"), "b")]
+        ),
+        amqp.common.Broadcast("news", exchange=amqp.Exchange("everywhere", "fanout")),
+        amqp.Queue("celery", amqp.Exchange("celery"), "celery"),
+    )
+    app.task(name="shop.job")(nothing).apply(exchange=exchange, routing_key=key)
+    context = sdk.record.context
+    assert context["queue"] == queue
+    expected = (exchange, key) if exchange else (None, None)
+    assert (context.get("exchange"), context.get("routing_key")) == expected
+
+
+def waiting(app: Shop, queue: str) -> list[str]:
+    """The tasks whose messages wait in a queue."""
+    found = []
+    with app.connection_for_read() as connection:
+        while message := connection.default_channel.basic_get(queue, no_ack=True):
+            found.append(message.headers["task"])
+    return found
+
+
+def test_a_job_is_sent_again_by_the_way_that_it_came(sdk: Sdk, app: Shop) -> None:
+    """Through its exchange, to a queue that somebody consumes; by an application that has sent nothing before."""
+    app.conf.update(
+        task_queues=(
+            amqp.Queue("default", amqp.Exchange("default"), "d"),
+            amqp.Queue("imports", FEEDS, "feed.#"),
+            amqp.common.Broadcast("news"),
+        ),
+        task_default_queue="default",
+    )
+    app.task(name="shop.job")(nothing).apply(exchange="feeds", routing_key="feed.import")
+    call = call_of(sdk.record)
+    assert (call.queue, call.exchange, call.routing_key) == ("imports", "feeds", "feed.import")
+    send(call, app)
+    assert waiting(app, "imports") == ["shop.job"]
+    assert waiting(app, "default") == []
+    send(Call("celery", "shop.job", [], {}, "default"), app)
+    assert waiting(app, "default") == ["shop.job"]
+
+
+def test_a_broadcast_is_sent_to_all_again(app: Shop) -> None:
+    """Though its routing key is empty, which of other exchanges would mean the default queue."""
+    news = amqp.common.Broadcast("news")
+    app.conf.task_queues = (amqp.Queue("celery", amqp.Exchange("celery"), "celery"), news)
+    with app.connection_for_write() as connection:
+        news(connection.default_channel).declare()
+        send(Call("celery", "shop.job", [], {}, "news", "news", ""), app)
+        assert waiting(app, news.name) == ["shop.job"]
+        assert waiting(app, "celery") == []
+
+
+def test_a_job_of_an_exchange_that_the_application_does_not_have_is_not_sent_again(app: Shop) -> None:
+    """It would be lost, or lie in a queue that nobody consumes."""
+    with pytest.raises(UsageError, match="no queue at the exchange 'feeds'"):
+        send(Call("celery", "shop.job", [], {}, "imports", "feeds", "feed.import"), app)
 
 
 def test_a_task_that_another_one_runs_is_a_trace_of_its_own(sdk: Sdk, app: Shop) -> None:

@@ -208,6 +208,25 @@ def test_a_soft_time_limit_ends_an_attempt_as_an_error(shop: Shop, pool: str) ->
     assert shop.messages(handled) == ["'half of it'"]
 
 
+@slow
+@pytest.mark.parametrize(
+    "pool, ours, where",
+    [
+        ("prefork", "module", "module"),
+        ("solo", "module", "module"),
+        ("prefork", "module", "child"),
+        ("prefork", "child", "module"),
+    ],
+)
+def test_log_records_are_lines_where_celery_sets_logging_up(shop: Shop, pool: str, ours: str, where: str) -> None:
+    """It lets go of the root logger's handlers when the application is loaded, and keeps its tasks' records from it."""
+    shop.work(*POOLS[pool], ours=ours, logging=where)
+    shop.send("logs")
+    lines = shop.messages(shop.record("logs", 1, recover=ours == "child"))
+    said = ["celery_jobs: of the task", "celery_jobs: of the module", "shop: of the library"]
+    assert [line for line in lines if " of the " in line] == said
+
+
 # -- with OpenTelemetry's own instrumentation
 
 

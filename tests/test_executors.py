@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import threading
 import time
+import traceback
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from pickle import PicklingError
 
 import pytest
 from opentelemetry import trace as otel
@@ -52,6 +57,84 @@ def failing() -> None:
         trifle.trace("asking the bank")
         trifle.fail()
         raise ValueError("no rate")
+
+
+def looked_up(rates: dict[str, int]) -> int:
+    """What fails inside of a step."""
+    return rates["EUR"]
+
+
+def failing_for_a_cause() -> None:
+    """A step whose exception has another as its cause."""
+    try:
+        looked_up({})
+    except KeyError as error:
+        raise ValueError("no rate") from error
+
+
+class UnpicklableError(Exception):
+    """An exception that cannot be pickled: it holds a function without a name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.again = lambda: text
+
+
+class BrokenError(Exception):
+    """An exception that is pickled, and cannot be unpickled: it is made of one value, and pickled with none."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
+class FixedError(Exception):
+    """An exception that lets none of its attributes be set."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+class OtherError(Exception):
+    """An exception that is unpickled as what is none."""
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, ("no rate",)
+
+
+class SilentError(Exception):
+    """An exception whose traceback cannot be formatted: its own methods raise."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("__cause__", "__notes__"):
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+
+def raising(kind: type[Exception]) -> None:
+    """A step that says so, and raises."""
+    trifle.trace("raising")
+    raise kind("no rate")
+
+
+class Held:
+    """An argument of a step."""
+
+
+holds: list[weakref.ref[Held]] = []
+
+
+def holding(held: Held) -> None:
+    """A step that fails, and whose process knows whether its argument is still there: nothing collects cycles."""
+    gc.disable()
+    holds.append(weakref.ref(held))
+    raise ValueError("no rate")
+
+
+def let_go() -> bool:
+    """Whether the argument of `holding` is gone."""
+    gc.enable()
+    return holds.pop()() is None
 
 
 def leaving() -> None:
@@ -142,6 +225,87 @@ def test_a_processs_error_comes_home_with_what_it_recorded(archive: Archive, pro
         submit(processes, failing).result()
     assert [message for _, message in shape(archive)] == ["Rate ↴", "asking the bank", "Rate ↵", "↳ None"]
     assert archive.search().records[0].state == "error"
+
+
+def test_a_processs_error_brings_the_traceback_from_there(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """The cause of the exception is the other process's traceback, as with the pool's own `submit`."""
+    with pytest.raises(ValueError, match="no rate") as plain:
+        processes.submit(failing_for_a_cause).result()
+    with pytest.raises(ValueError, match="no rate") as ours, trifle.tracer("a/job"):
+        submit(processes, failing_for_a_cause).result()
+    for error in (plain.value, ours.value):
+        assert type(error.__cause__).__name__ == "_RemoteTraceback"
+        there = str(error.__cause__)
+        assert there.startswith('\n"""\nTraceback (most recent call last):\n')
+        assert there.endswith('\nValueError: no rate\n"""')
+        assert there.count("in looked_up\n") == there.count("in failing_for_a_cause\n") - 1 == 1
+        assert there.count("KeyError: 'EUR'") == 1
+        printed = "".join(traceback.format_exception(error))
+        assert f"_RemoteTraceback: {there}\n\nThe above exception was the direct cause of" in printed
+
+
+def test_the_traceback_from_a_process_is_recorded_once(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """The trace that the exception leaves keeps it with its own."""
+    with pytest.raises(ValueError, match="no rate"), trifle.tracer("a/job"):
+        submit(processes, failing_for_a_cause).result()
+    texts = [message for _, message in shape(archive)]
+    assert texts[0] == "Exception: no rate"
+    assert sum(text.count("in looked_up\n") for text in texts) == 1
+    assert sum(text.count("KeyError: 'EUR'") for text in texts) == 1
+
+
+def test_a_threads_error_is_the_one_that_was_raised(archive: Archive) -> None:
+    """In this process it has its own traceback and its own cause."""
+    with ThreadPoolExecutor(1) as pool, trifle.tracer("a/job"), pytest.raises(ValueError, match="no rate") as raised:
+        submit(pool, failing_for_a_cause).result()
+    assert type(raised.value.__cause__) is KeyError
+
+
+def test_an_error_that_cannot_be_pickled(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """The pool tells why, as for its own, and goes on."""
+    for call in (processes.submit, lambda *args: submit(processes, *args)):
+        with trifle.tracer("a/job"), pytest.raises((AttributeError, PicklingError), match="local object") as raised:
+            call(raising, UnpicklableError).result(20)
+        assert type(raised.value.__cause__).__name__ == "_RemoteTraceback"
+        assert processes.submit(abs, -7).result(20) == 7
+
+
+def test_an_error_that_cannot_be_unpickled(archive: Archive) -> None:
+    """It breaks the pool, as without a trace."""
+    for traced in (False, True):
+        with ProcessPoolExecutor(1) as pool, trifle.tracer("a/job"), pytest.raises(BrokenProcessPool):
+            (submit(pool, raising, BrokenError) if traced else pool.submit(raising, BrokenError)).result(20)
+
+
+def test_an_error_that_lets_nothing_be_set(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """It comes home with the traceback all the same, and with what was recorded."""
+    with trifle.tracer("a/job"), pytest.raises(FixedError, match="no rate") as raised:
+        submit(processes, raising, FixedError).result(20)
+    assert "in raising\n" in str(raised.value.__cause__)
+    assert [message for _, message in shape(archive)] == ["raising"]
+
+
+def test_an_error_that_is_none_at_home(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """Nobody waits for ever: what has no cause is raised as far as it can be."""
+    with trifle.tracer("a/job"), pytest.raises(TypeError, match="must derive from BaseException"):
+        submit(processes, raising, OtherError).result(20)
+    assert [message for _, message in shape(archive)] == ["raising"]
+
+
+def test_an_error_whose_traceback_cannot_be_formatted(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """It comes home, and says why there is no more."""
+    with trifle.tracer("a/job"), pytest.raises(SilentError) as raised:
+        submit(processes, raising, SilentError).result(20)
+    cause = BaseException.__getattribute__(raised.value, "__cause__")
+    assert "<traceback of SilentError cannot be formatted: RuntimeError>" in str(cause)
+    assert [message for _, message in shape(archive)] == ["raising"]
+
+
+def test_an_error_lets_go_of_the_arguments_in_its_process(archive: Archive, processes: ProcessPoolExecutor) -> None:
+    """Its traceback's frames are not held there once it is sent: files and large values are in them."""
+    with trifle.tracer("a/job"), pytest.raises(ValueError, match="no rate"):
+        submit(processes, holding, Held()).result(20)
+    assert processes.submit(let_go).result(20)
 
 
 def test_an_exit_in_a_process_comes_home_too(archive: Archive, processes: ProcessPoolExecutor) -> None:

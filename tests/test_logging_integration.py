@@ -10,6 +10,9 @@ from typing import Any
 import loguru
 import pytest
 import structlog
+from celery import Celery
+from celery.app.log import Logging
+from celery.utils.log import get_task_logger
 
 import trifle_otel as trifle
 from trifle_otel import Archive
@@ -220,6 +223,76 @@ def test_fields_of_our_own_names_stop_no_record(archive: Archive, logger: loggin
         "[] made 5",
         "[another] as ever 6",
     ]
+
+
+@pytest.fixture
+def celerys() -> Iterator[Logging]:
+    """What sets logging up in a worker; all is put back as it was."""
+    loggers = [logging.getLogger(name) for name in (None, "celery", "celery.task", "celery.redirected")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    setup = Logging._setup
+    Logging._setup = False
+    app = Celery(set_as_current=False)
+    yield Logging(app)
+    app.close()
+    Logging._setup = setup
+    logging.captureWarnings(False)
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+SAID = ["shop.task: of the task", "shop: of the module"]
+
+
+def say() -> None:
+    """Log by Celery's logger of tasks and by another, in a trace."""
+    with trifle.tracer("a/job"):
+        get_task_logger("shop.task").warning("of the task")
+        logging.getLogger("shop").warning("of the module")
+
+
+@pytest.mark.parametrize("first", ["before", "after"])
+@pytest.mark.parametrize("hijack", [True, False])
+def test_celery_sets_logging_up(archive: Archive, celerys: Logging, first: str, hijack: bool) -> None:
+    """Before or after us, with what it takes for its own: each record is one line, and none when all is taken back."""
+    celerys.app.conf.worker_hijack_root_logger = hijack
+    if first == "before":
+        celerys.setup_logging_subsystem(logging.INFO)
+    integration.instrument()
+    if first == "after":
+        celerys.setup_logging_subsystem(logging.INFO)
+    say()
+    assert [line for _, _, line in lines(archive)] == SAID
+    integration.uninstrument()
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("celery.task").handlers]
+    assert not any(isinstance(handler, integration.TraceHandler) for handler in handlers)
+
+
+def test_tasks_records_that_reach_the_root_logger_are_recorded_once(archive: Archive, celerys: Logging) -> None:
+    """As where a receiver of Celery's signal says so."""
+    integration.instrument()
+    celerys.setup_logging_subsystem(logging.INFO)
+    logging.getLogger("celery.task").propagate = True
+    say()
+    assert [line for _, _, line in lines(archive)] == SAID
+
+
+def test_one_loggers_records_stay_the_only_ones_with_celery(archive: Archive, celerys: Logging) -> None:
+    """Its handler stays where it is, and no other is added."""
+    integration.instrument(logger=logging.getLogger("shop"))
+    celerys.setup_logging_subsystem(logging.INFO)
+    say()
+    assert [line for _, _, line in lines(archive)] == SAID[1:]
+
+
+def test_without_us_celerys_logging_is_as_it_is(archive: Archive, celerys: Logging) -> None:
+    """Once it has been taken back, what follows Celery's signals does nothing."""
+    integration.instrument()
+    integration.uninstrument()
+    celerys.setup_logging_subsystem(logging.INFO)
+    say()
+    assert lines(archive) == []
 
 
 def test_loguru(archive: Archive) -> None:

@@ -21,6 +21,7 @@ from rq import Callback, Queue, Retry, SimpleWorker
 from rq.command import send_stop_job_command
 from rq.job import Job as RQJob
 from rq.job import JobStatus
+from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty, UnixSignalDeathPenalty
 from servers import PATIENCE, ServerMissingError, redis
 from spans import Sdk, attributes, parent_id, span_id
@@ -28,7 +29,7 @@ from workshop import Workshop, messages, states
 
 import trifle_otel as trifle
 from trifle_otel import Archive, TraceRecord
-from trifle_otel.cli.rerun import call_of, python_of, send
+from trifle_otel.cli.rerun import Call, call_of, python_of, send
 from trifle_otel.integrations import rq as ours
 from trifle_otel.integrations.attempts import Job
 from trifle_otel.runtime import runtime
@@ -361,6 +362,22 @@ def test_a_trace_says_how_to_run_it_again(sdk: Sdk, queue: Queue, work: Callable
     first, second = records(sdk)
     assert (first.key, first.meta) == (second.key, second.meta)
     assert first.tags != second.tags
+
+
+def test_a_job_goes_back_to_its_own_queue(queue: Queue) -> None:
+    """Whichever queue `--app` names; that one says how, its kind too."""
+
+    class Own(Queue):
+        pass
+
+    named = Own("mails", connection=queue.connection, serializer=JSONSerializer, default_timeout=77)
+    sent = RQJob.fetch(
+        send(Call("rq", "rq_jobs.add", [9], {}, "prices"), named), queue.connection, serializer=JSONSerializer
+    )
+    assert (sent.origin, sent.timeout, sent.args) == ("prices", 77, [9])
+    assert (queue.job_ids, named.job_ids) == ([sent.id], [])
+    send(Call("rq", "rq_jobs.add", [9], {}, None), named)
+    assert (queue.count, named.count) == (1, 1)
 
 
 def test_without_instrumentation_nothing_is_traced(sdk: Sdk, queue: Queue, work: Callable[[], None]) -> None:

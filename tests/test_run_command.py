@@ -278,6 +278,14 @@ def test_rerun_prints_the_call(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_rerun_prints_where_a_message_went(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only of a job that came by way of an exchange of its own."""
+    reference = archived(more={"exchange": "feeds", "routing_key": "feed.import"})
+    assert main(["rerun", reference, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["queue"], printed["exchange"], printed["routing_key"]) == ("prices", "feeds", "feed.import")
+
+
 def test_rerun_prints_what_any_names_and_texts_hold(capfd: pytest.CaptureFixture[str]) -> None:
     """Python that can be run whatever arguments are called, and JSON that cannot steer a terminal."""
     reference = archived(args=[], kwargs={"class": "\x9b31m\u202e", "a b": 1})
@@ -295,6 +303,10 @@ def test_rerun_prints_what_any_names_and_texts_hold(capfd: pytest.CaptureFixture
         ({"args": ({1, 2},)}, "JSON does not hold"),
         ({"kwargs": {"password": "hunter2secret"}}, "redacted"),
         ({"args": (float("nan"),)}, "JSON does not hold"),
+        ({"args": ((1, 2),)}, "JSON does not hold"),
+        ({"args": (2**64,)}, "JSON does not hold"),
+        ({"args": ("a\0b",)}, "JSON does not hold"),
+        ({"args": ("\ud800",)}, "JSON does not hold"),
     ],
 )
 def test_rerun_refuses_what_is_not_known_exactly(

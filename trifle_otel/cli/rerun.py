@@ -18,6 +18,7 @@ from trifle_otel.errors import TrifleError, UsageError
 from trifle_otel.records import TraceRecord
 
 REDACTED = "[redacted:"
+_ALWAYS = frozenset({"system", "name", "args", "kwargs", "queue"})
 
 
 class Call(NamedTuple):
@@ -28,6 +29,8 @@ class Call(NamedTuple):
     args: list[Any]
     kwargs: dict[str, Any]
     queue: str | None
+    exchange: str | None = None  # of a broker that has them, where it is not the default one
+    routing_key: str | None = None
 
 
 def rerun(
@@ -53,7 +56,7 @@ def rerun(
         call = call_of(resolve(archive, reference))
     if not enqueue:
         if json:
-            print_json(sys.stdout, call._asdict())
+            print_json(sys.stdout, _fields(call))
         else:
             print(visible(python_of(call)))
         return 0
@@ -79,8 +82,16 @@ def call_of(record: TraceRecord) -> Call:
     args, kwargs = (meta.get("args"), meta.get("kwargs")) if isinstance(meta, dict) else (meta, {})
     if not isinstance(args, list | None) or not isinstance(kwargs, dict):
         raise UsageError(f"{record.reference} does not say what its arguments were")
-    queue = context.get("queue")
-    return Call(system, name, args or [], kwargs, queue if isinstance(queue, str) else None)
+    queue, exchange, key = (
+        value if isinstance(value := context.get(field), str) else None
+        for field in ("queue", "exchange", "routing_key")
+    )
+    return Call(system, name, args or [], kwargs, queue, exchange, key)
+
+
+def _fields(call: Call) -> dict[str, Any]:
+    """A call for JSON; how it was routed only where that is more than its queue."""
+    return {name: value for name, value in call._asdict().items() if name in _ALWAYS or value is not None}
 
 
 def python_of(call: Call) -> str:
@@ -129,10 +140,36 @@ def send(call: Call, app: Any) -> str:
 
 
 def _celery(call: Call, app: Any) -> Any:
-    return app.send_task(call.name, args=call.args, kwargs=call.kwargs, queue=call.queue).id
+    if call.exchange is None:
+        return app.send_task(call.name, args=call.args, kwargs=call.kwargs, queue=call.queue).id
+    queues = app.amqp.queues.values()
+    bound = [(queue, exchange) for queue in queues for exchange in _exchanges(queue) if exchange.name == call.exchange]
+    if not bound:
+        raise UsageError(f"what --app names has no queue at the exchange {call.exchange!r}: {python_of(call)}")
+    # the exchange chooses the queue, as it did; what there is of it is declared, since only AMQP's own brokers know
+    # its kind; but a broadcast's queues are their workers' own
+    kind = bound[0][1].type
+    there = [exchange if kind == "fanout" else queue for queue, exchange in bound]
+    route = {"exchange": call.exchange, "exchange_type": kind, "routing_key": call.routing_key, "declare": there}
+    return app.send_task(call.name, args=call.args, kwargs=call.kwargs, **route).id
+
+
+def _exchanges(queue: Any) -> list[Any]:
+    """The exchanges that a queue gets messages from."""
+    return [bound.exchange for bound in (queue, *queue.bindings) if bound.exchange is not None]
 
 
 def _rq(call: Call, queue: Any) -> Any:
+    if call.queue not in (None, queue.name):
+        queue = type(queue)(
+            call.queue,
+            connection=queue.connection,
+            is_async=queue.is_async,
+            serializer=queue.serializer,
+            job_class=queue.job_class,
+            death_penalty_class=queue.death_penalty_class,
+            default_timeout=queue._default_timeout,
+        )
     return queue.enqueue_call(call.name, args=tuple(call.args), kwargs=call.kwargs).id
 
 

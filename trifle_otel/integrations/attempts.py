@@ -43,6 +43,7 @@ _OWN: Final = "__trifle_job__"
 _LOCAL: Final = re.compile(r"<[^>]*>")
 _TEXT: Final = "text"
 _MOST_PLAIN: Final = 1000  # items of a container that are looked at: an import of a million is not run again by hand
+_INT64: Final = range(-(2**63), 2**63)  # beyond, numbers are archived as texts
 _RAW: Final = "raw"
 
 
@@ -367,7 +368,7 @@ def _tracer(job: Job, options: Options, own: Options | None, kind: SpanKind, alo
 
 def _context(job: Job) -> dict[str, Any]:
     known = {
-        "meta_exact": None if _is_plain(job.args) and _is_plain(job.kwargs) else False,
+        "meta_exact": None if _is_plain(_listed(job.args)) and _is_plain(job.kwargs) else False,
         "job_id": job.id,
         "job_name": job.name,
         "job_system": job.system,
@@ -381,20 +382,42 @@ def _context(job: Job) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
+def _listed(args: Any) -> Any:
+    """Positional arguments as a list: that they are a tuple is the framework's doing, and theirs to make again."""
+    return list(args) if type(args) is tuple else args
+
+
 def _is_plain(value: Any, depth: int = 8) -> bool:
     """Whether a value is the same once it is JSON and back, so that the job could be run again with it."""
     kind = type(value)
-    if value is None or kind in (bool, int, str):
+    if value is None or kind is bool:
         return True
+    if kind is str:
+        return _is_plain_text(value)
+    if kind is int:
+        return value in _INT64
     if kind is float:
         return math.isfinite(value)
-    if depth and kind in (list, tuple):
+    if depth and kind is list:
         return len(value) <= _MOST_PLAIN and all(_is_plain(item, depth - 1) for item in value)
     if depth and kind is dict:
         return len(value) <= _MOST_PLAIN and all(
-            type(name) is str and _is_plain(item, depth - 1) for name, item in value.items()
+            type(name) is str and _is_plain_text(name) and _is_plain(item, depth - 1) for name, item in value.items()
         )
     return False
+
+
+def _is_plain_text(text: str) -> bool:
+    """Whether a text is archived as it is: without NUL and lone surrogates."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _attributes(job: Job) -> dict[str, Any]:

@@ -8,9 +8,10 @@ worker lets go of the message. What an attempt is, is in `attempts`; nothing of 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from signal import Signals
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from opentelemetry.trace import SpanKind
 from trifle_otel import interruptions
 from trifle_otel.calls import prepare
 from trifle_otel.integrations.attempts import Attempt, Job, Options, end, inject, start
+from trifle_otel.integrations.logging import follow_celery
 from trifle_otel.runtime import runtime
 
 try:
@@ -69,6 +71,7 @@ def instrument(
         signals.worker_init.connect(_worker_starts, weak=False)
         signals.before_task_publish.connect(_is_published, weak=False)
         signals.task_postrun.connect(_ends, weak=False)
+        follow_celery()
         _come_first()
         _build_again()
 
@@ -170,7 +173,7 @@ def _job(task: Any, request: Any) -> Job:
         args=request.args,
         kwargs=request.kwargs or {},
         id=request.id,
-        queue=delivery.get("routing_key"),
+        queue=_queue_of(delivery, task.app),
         attempt=(request.retries or 0) + 1,
         root=request.root_id,
         parent=request.parent_id,
@@ -181,10 +184,50 @@ def _job(task: Any, request: Any) -> Job:
     )
 
 
+def _queue_of(delivery: Any, app: Any) -> str | None:
+    """The name of the queue that a message came from, which it does not say itself.
+
+    The default exchange sends to the queue that the routing key names. Another one may send to several: the queue is
+    the one of those that are consumed here whose binding fits, or stays the routing key where that is not certain.
+    """
+    exchange: str | None = delivery.get("exchange")
+    key: str | None = delivery.get("routing_key")
+    if not exchange:
+        return key
+    consumed = list(app.amqp.queues.consume_from.values())  # more may be added meanwhile
+    fitting: list[str] = [
+        queue.alias or queue.name
+        for queue in consumed
+        if any(_fits(bound, exchange, key or "") for bound in (queue, *queue.bindings))
+    ]
+    return fitting[0] if len(fitting) == 1 else key
+
+
+def _fits(bound: Any, exchange: str, key: str) -> bool:
+    """Whether an exchange sends messages of a routing key to what is bound to it so."""
+    if bound.exchange is None or bound.exchange.name != exchange:
+        return False
+    if bound.exchange.type == "direct":
+        return key == (bound.routing_key or "")
+    if bound.exchange.type == "topic":
+        return _topic(bound.routing_key or "").fullmatch(f"{key}.") is not None
+    return True  # to all that is bound, or by what only the broker knows
+
+
+@lru_cache(maxsize=1024)
+def _topic(pattern: str) -> re.Pattern[str]:
+    """A topic exchange's pattern, for routing keys with a dot at the end: `*` is one word, `#` any number of them."""
+    wild = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
+    return re.compile("".join(wild.get(word, re.escape(f"{word}.")) for word in pattern.split(".")))
+
+
 def _more(request: Any, delivery: Any) -> dict[str, Any]:
     """What of an attempt's surroundings is there."""
     chord = request.chord
+    exchange = delivery.get("exchange") or None  # the default one needs no name: its routing keys are queues
     return {
+        "exchange": exchange,
+        "routing_key": delivery.get("routing_key") if exchange else None,
         "group_id": request.group,
         "chord_id": chord["options"].get("task_id") if chord and "options" in chord else None,
         "eager": True if request.is_eager else None,

@@ -24,7 +24,7 @@ from trifle_otel.recording import Recording
 from trifle_otel.records import SUCCESS
 from trifle_otel.runtime import Runtime, runtime
 from trifle_otel.settings import Settings
-from trifle_otel.values import text_of
+from trifle_otel.values import text_of, traceback_text
 
 _KINDS = {
     kind: kind for kind in (TEXT, HEAD, RAW, OPEN, OPEN_HEAD, CLOSE)
@@ -58,7 +58,8 @@ def submit(executor: Executor, function: Callable[P, T], /, *args: P.args, **kwa
 
     In a thread the function's lines go where they would go here. In another process they are collected, and put into
     this block when the result is there, with their times; its artifacts likewise. Where the trace has ended by
-    then they are counted as late. The function, its arguments and its result must be picklable, as ever.
+    then they are counted as late. The function, its arguments and its result must be picklable, as ever. An exception
+    has the other process's traceback as its cause, as with the pool's own `submit`.
     """
     frame = current_frame()
     if not isinstance(executor, ProcessPoolExecutor):
@@ -129,6 +130,7 @@ class _Collected:
     tags: list[str]
     value: Any = None
     error: BaseException | None = None
+    traceback: str = ""  # of the error, with its causes: pickled, it has neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,12 @@ class _Away:
         lines = recording.take()[1:]  # without the line that says that it began
         root.put_back()
         recording.abandon()
-        return _packed(lines, root, recording, collecting, value, error)
+        collected = _packed(lines, root, recording, collecting, value)
+        if error is not None:
+            collected.error = error
+            collected.traceback = traceback_text(error)
+            error.with_traceback(None)  # its frames, this one too, hold the arguments, and this one holds it: a cycle
+        return collected
 
 
 @dataclass(slots=True)
@@ -222,7 +229,6 @@ def _packed(
     recording: Recording,
     collecting: _Collecting,
     value: Any,
-    error: BaseException | None,
 ) -> _Collected:
     numbers: dict[Frame, int] = {root: -1}
     frames: list[tuple[int, int, str, str]] = []
@@ -235,7 +241,15 @@ def _packed(
         if isinstance(kind, str):
             packed.append((ns, text, state, kind, numbers[frame]))
     tags = [text_of(tag) for tag in recording.tags]
-    return _Collected(packed, frames, collecting.artifacts, recording.state, tags, value, error)
+    return _Collected(packed, frames, collecting.artifacts, recording.state, tags, value)
+
+
+class _RemoteTraceback(Exception):  # noqa: N818 - the name of the pool's own, which is private
+    """The traceback of another process as the cause of what was raised there, printed like the pool's own."""
+
+    def __init__(self, tb: str) -> None:
+        super().__init__(tb)
+        self.tb = tb
 
 
 class _Home(Future[Any]):
@@ -280,12 +294,22 @@ def _brought_home(inner: Future[Any], frame: Frame) -> Future[Any]:
             )
         finally:
             if collected.error is not None:
+                _set_cause(collected.error, collected.traceback)
                 outer.set_exception(collected.error)
             else:
                 outer.set_result(collected.value)
 
     inner.add_done_callback(done)
     return outer
+
+
+def _set_cause(error: BaseException, there: str) -> None:
+    """Make the traceback of the other process the exception's cause."""
+    try:
+        # not by the exception's own class: it may let nothing be set, as a frozen dataclass does
+        BaseException.__setattr__(error, "__cause__", _RemoteTraceback(f'\n"""\n{there}\n"""'))
+    except Exception:  # it was unpickled as something else, say: the future must be done all the same
+        pass
 
 
 def _unpack(collected: _Collected, outer: Frame) -> None:

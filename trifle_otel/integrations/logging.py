@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import traceback
 from collections.abc import MutableMapping
@@ -23,6 +24,7 @@ REFERENCE: Final = "trifle_reference"
 TRACE_ID: Final = "trifle_trace_id"
 
 _OURS: Final = "trifle_otel"
+_TASKS: Final = "celery.task"  # in a worker it keeps its records from the root logger
 _LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -63,6 +65,15 @@ class TraceHandler(logging.Handler):
             self._busy.now = False
 
 
+class _TaskHandler(TraceHandler):
+    """For Celery's logger of tasks, beside the root logger's handler: what comes to that one is recorded there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `TraceHandler`."""
+        if not logging.getLogger(_TASKS).propagate:
+            super().emit(record)
+
+
 class ReferenceFilter(logging.Filter):
     """Gives each log record `trifle_reference` and `trifle_trace_id` of the running trace; empty texts where none is.
 
@@ -82,16 +93,16 @@ def instrument(*, level: int | str = logging.INFO, logger: logging.Logger | None
 
     Args:
         level: of the records that become lines; a logger's own level counts before.
-        logger: whose records; None: all that reach the root logger.
+        logger: whose records; None: all that reach the root logger, and those of Celery's logger of tasks.
 
     Raises `ValueError` for a level that `logging` does not know.
     """
     global _handler  # noqa: PLW0603 - what this process is set up with
-    handler = TraceHandler(level)
+    handler, of_tasks = TraceHandler(level), _TaskHandler(level)
     uninstrument()
-    target = logger or logging.getLogger()
-    target.addHandler(handler)
-    _handler = (target, handler)
+    _handler = (logger or logging.getLogger(), handler, of_tasks)
+    _put_handlers()
+    follow_celery()
     _mark_all()
     _patches.put(logging.Logger, "makeRecord", _with_extra)
 
@@ -100,8 +111,9 @@ def uninstrument() -> None:
     """Take back what `instrument` did; records that were made keep what they were given."""
     global _handler, _factory  # noqa: PLW0603 - see above
     if _handler is not None:
-        target, handler = _handler
+        target, handler, of_tasks = _handler
         target.removeHandler(handler)
+        logging.getLogger(_TASKS).removeHandler(of_tasks)
         _handler = None
     _patches.take_back()
     if _factory is not None:
@@ -109,6 +121,17 @@ def uninstrument() -> None:
         if logging.getLogRecordFactory() is ours:  # else somebody wrapped it in their own, which goes on to ask ours
             logging.setLogRecordFactory(before)
         _factory = None
+
+
+def follow_celery() -> None:
+    """Have Celery tell us when it has set logging up in a worker, where it is there; `instrument` may be called later.
+
+    By default it lets go of all handlers of the root logger then, after it has loaded the application.
+    """
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        signals.after_setup_logger.connect(_put_handlers, weak=False)
+        signals.after_setup_task_logger.connect(_put_handlers, weak=False)
 
 
 def add_reference(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -136,9 +159,21 @@ def record_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     return event
 
 
-_handler: tuple[logging.Logger, TraceHandler] | None = None
+_handler: tuple[logging.Logger, TraceHandler, _TaskHandler] | None = None  # the first two belong together
 _factory: tuple[Any, Any] | None = None  # ours, and the one that it asks
 _patches = Patches()
+
+
+def _put_handlers(**_: Any) -> None:
+    """Put our handlers where they are to be, and are not; none where we are not set up."""
+    if _handler is None:
+        return
+    target, handler, of_tasks = _handler
+    target.addHandler(handler)
+    if target is logging.getLogger() and "celery" in sys.modules:
+        tasks = logging.getLogger(_TASKS)
+        if not tasks.propagate:  # not before it is set up: where it has a handler, Celery adds none of its own
+            tasks.addHandler(of_tasks)
 
 
 def _mark_all() -> None:
