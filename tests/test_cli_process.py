@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -44,6 +45,9 @@ MISUSES = {
     "ls --index gopher://x": "gopher",
     "demo --products 0": "1 to 2000",
     "cleanup extra": "extra",
+    "tail --every nan": "a day's at most",
+    "tail --every inf": "a day's at most",
+    "tail --every 1e18": "a day's at most",
 }
 
 
@@ -103,6 +107,31 @@ def test_a_reader_that_has_enough_is_no_error(long_trace: str) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("arguments", ["--help", "ls --help", "--version", "show"])
+def test_nobody_has_to_read_help(long_trace: str, arguments: str) -> None:
+    """Where the pipe is closed before anything is printed, help and versions are as quiet as commands."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [*arguments.split(), *([long_trace] if arguments == "show" else [])]
+    done = subprocess.run(command(*words), stdout=writing, stderr=subprocess.PIPE, timeout=30, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "closed, arguments, code",
+    [(">&-", "ls", 0), (">&-", "ls --json", 0), (">&-", "--help", 0), (">&- 2>&-", "ls --archive none", 1)],
+)
+def test_output_that_is_closed_is_output_that_nobody_reads(
+    long_trace: str, closed: str, arguments: str, code: int
+) -> None:
+    """A process that was given no output does what it does all the same, and writes to no file by mistake."""
+    script = f'exec "$0" -m trifle_otel {arguments} {closed}'
+    done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+    assert run_process("ls").stdout.count(long_trace) == 1
 
 
 def test_an_interrupt_ends_it_quietly(long_trace: str) -> None:

@@ -523,6 +523,20 @@ def test_long_output_goes_through_the_pager(look: Run, monkeypatch: pytest.Monke
     assert not Path("paged.txt").exists()
 
 
+@pytest.mark.parametrize("command", ["ls", f"show {LONG}", "stats"])
+def test_a_terminal_of_no_columns_has_a_usual_width(
+    terminal: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, own_folder: Path, command: str
+) -> None:
+    """Such a size is one that nobody knows: lines are as on a usual terminal, through the pager or not."""
+    monkeypatch.setenv("TRIFLE_ARCHIVE", str(folder))
+    monkeypatch.setenv("TRIFLE_PAGER", "sh -c 'cat > paged.txt'")
+    done = terminal(0, *command.split(), rows=0)
+    assert (done.code, done.err) == (0, "")
+    paged = Path("paged.txt")
+    lines = COLOUR.sub("", paged.read_text()).splitlines() if paged.exists() else done.lines
+    assert 40 < max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("command", ["ls", "search", f"diff {TODAY} {FAILED}", "stats", f"show {LONG} --json"])
 def test_each_reading_command_has_the_pager(
     look: Run, monkeypatch: pytest.MonkeyPatch, own_folder: Path, command: str

@@ -200,6 +200,30 @@ def test_pages_go_on_by_a_cursor() -> None:
     assert seen == [record.reference for record in wanted]
 
 
+def test_no_page_of_the_list_is_empty() -> None:
+    """Where a multiple of a page's rows is found, the last page leads to no older ones; a page after it says so."""
+    made = Archive(MemoryStore(), MemoryIndex())
+    records = [
+        sample_record(reference=f"{number:026}", key=f"key{number % 2}", first_at=NOW - timedelta(seconds=number))
+        for number in range(100)
+    ]
+    made.index.put(records)
+    client = Client(make_app(made))
+    for url, last in (("/", records[99]), ("/?path=key0&path=key1", records[99]), ("/?path=key0", records[98])):
+        while older := next_link(page(client, url)):
+            url = older
+        assert traces_on(page(client, url))[-1] == last.reference
+    moment = int(records[99].first_at.timestamp()) * 10**9
+    beyond = page(client, f"/?cursor={encode_cursor(Position(moment, records[99].reference))}")
+    assert "There are no older ones." in beyond.text
+    assert [attrs["href"] for _, attrs in beyond.elements if attrs.get("rel") == "first"] == ["/"]
+
+
+def next_link(found: Page) -> str:
+    """Where the link to the next page leads; empty where there is none."""
+    return next((str(attrs["href"]) for tag, attrs in found.elements if tag == "a" and attrs.get("rel") == "next"), "")
+
+
 @pytest.mark.parametrize(
     "query, said",
     [
@@ -278,6 +302,18 @@ def test_a_running_trace_that_is_silent_is_told_of(client: Client) -> None:
     """A trace that runs, and was not heard of for long, is not shown as if it were fine."""
     assert "silent for" in page(client, "/?state=running").text
     assert "silent for" in page(client, f"/traces/{LIVE}").text
+
+
+def test_how_long_a_running_trace_has_taken_goes_on() -> None:
+    """Its record tells, though no line has come since: in whole milliseconds, and not how old the last line is."""
+    made = Archive(MemoryStore(), MemoryIndex())
+    record = viewing.running().store(made, RUNNING, duration=9_000)
+    client = Client(make_app(made))
+    for duration, said in ((9_000, "9 s"), (16_000, "16 s"), (7_200_000, "2 h")):
+        made.index.put([replace(record, duration=duration, last_at=NOW + timedelta(milliseconds=duration))])
+        found = page(client, f"/traces/{LIVE}").text
+        assert f"took {said} so far" in found
+        assert f"open, {said}" in found
 
 
 # one trace
@@ -516,6 +552,32 @@ def test_neighbours_and_relatives_are_linked(client: Client) -> None:
     assert f"/traces/{LIVE}" in found.links()
 
 
+@pytest.mark.parametrize("amount, said", [(1, "1 other"), (10, "10 others"), (11, "more than 10 others")])
+def test_it_is_said_when_a_trace_id_has_more_traces(amount: int, said: str) -> None:
+    """So many others are shown, and where there are more, they are led to; whatever the age of the one shown."""
+    made = in_memory(*(Trace("job", number=number, minutes_ago=number) for number in range(amount + 1)))
+    client = Client(make_app(made))
+    for number in (0, amount):
+        found = page(client, f"/traces/{REFERENCE.format(number)}")
+        assert f"About this trace · {said} of the same trace id" in found.text
+        assert ("and more" in found.text) == (amount > 10)
+
+
+def test_a_page_knows_the_next_problem_after_it() -> None:
+    """Whichever lines are shown: the next error or warning among those is led to, and none where there is none."""
+    trace = Trace("import/stock", number=1)
+    for number in range(2, 3_001):
+        trace.line("one", {5: "warning", 1_500: "error", 2_900: "warning"}.get(number, "success"))
+    client = Client(make_app(in_memory(trace)))
+    url = f"/traces/{trace.reference}"
+    for query, line in (("", 1_500), ("line=1001", 2_900), ("line=2001", None), ("q=one&line=5", 1_500)):
+        tools = next(attrs for _, attrs in page(client, f"{url}?{query}").elements if attrs.get("class") == "tools")
+        asked = "q=one&" if "q=" in query else ""
+        assert tools.get("data-beyond") == (line and f"{url}?{asked}line={line}#L{line}")
+    tools = next(attrs for _, attrs in page(client, f"{url}?view=overview").elements if attrs.get("class") == "tools")
+    assert "data-beyond" not in tools
+
+
 def test_links_elsewhere_come_from_templates(archive: Archive) -> None:
     """A template's placeholders are filled with the trace's own values, quoted."""
     template = "https://tempo.example/explore?id={trace_id}&at={start_ms}&key={key}"
@@ -702,7 +764,8 @@ def test_nothing_that_was_recorded_becomes_markup(client: Client, url: str) -> N
             target = attrs.get(name)
             assert target is None or target.startswith(("/", "#")), (name, target)
             assert target is None or not target.startswith("//")
-    assert not BIDI.search(answer.text.replace("\n", ""))
+    shown = re.sub(r'(<input [^>]*)value="[^"]*"', r"\1", answer.text)  # what is sent back is sent as it was given
+    assert not BIDI.search(shown.replace("\n", ""))
 
 
 def test_hostile_texts_are_there_to_be_read(client: Client) -> None:
@@ -811,6 +874,28 @@ def test_tags_are_looked_for_as_they_are() -> None:
     client = Client(make_app(made))
     link = next(link for link in page(client, "/").links() if "tag=" in link)
     assert traces_on(page(client, link)) == [REFERENCE.format(1)]
+
+
+@pytest.mark.parametrize("text", ["soft\xadhyphen", "\u202eback\u202c", '"quoted" <b>&amp;', "zero\u200bwidth"])
+def test_forms_send_back_what_was_given(text: str) -> None:
+    """What is looked for comes again out of every form just as it was given, and finds the same."""
+    made = in_memory(Trace("a", number=1, tags=[text]).line(text))
+    client = Client(make_app(made))
+    url = f"/?tag={quote(text)}&path={quote(text)}&since={quote(text)}&trace_id={quote(text)}"
+    names = ("tag", "tag", "path", "path", "since", "since", "trace_id", "trace_id")
+    assert inputs(page(client, url, 400), *names) == [(name, text) for name in sorted(names)]
+    assert traces_on(page(client, f"/?tag={quote(text)}")) == [REFERENCE.format(1)]
+    assert inputs(page(client, f"/traces/{REFERENCE.format(1)}?q={quote(text)}&line=1"), "q") == [("q", text)]
+
+
+def inputs(found: Page, *names: str) -> list[tuple[str, str]]:
+    """The values of a page's inputs of these names."""
+    values = [
+        (str(attrs["name"]), str(attrs.get("value")))
+        for tag, attrs in found.elements
+        if tag == "input" and "name" in attrs
+    ]
+    return sorted((name, value) for name, value in values if name in names)
 
 
 def test_a_very_deep_trace_is_shown() -> None:

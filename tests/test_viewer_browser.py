@@ -286,6 +286,42 @@ def test_the_first_error_and_the_next_problem(window: Watched) -> None:
         expect(page.locator(f"#L{number}")).to_be_in_viewport()
 
 
+def test_the_next_problem_is_never_behind(browser: Browser, tmp_path: Path) -> None:
+    """The key goes from problem to problem over pages, on from a match or a line that was gone to, and ends there."""
+    trace = Trace("import/stock", number=1)
+    states = {5: "warning", 9: "error", 1_500: "warning", 1_600: "error", 2_900: "warning"}
+    for number in range(2, 3_001):
+        trace.line("a match" if number in (7, 1_550) else "one", states.get(number, "success"))
+    with Archive.open(tmp_path / "archive") as archive:
+        trace.store(archive, "error")
+        with served(make_app(archive)) as url:
+            context = browser.new_context(viewport=WIDE)  # type: ignore[arg-type]
+            window = Watched(context, url)
+            page = window.go(f"/traces/{trace.reference}")
+            for number in (5, 9):
+                press_and_see(page, "e", number)
+            for number, key in ((1_500, "e"), (1_600, "e"), (2_900, "e")):
+                press_and_see(page, key, number)
+            page.keyboard.press("e")  # there is no further one
+            page.wait_for_timeout(300)
+            assert page.url.endswith("#L2900")
+            page = window.go(f"/traces/{trace.reference}?q=a+match&line=1#L1")
+            for number, key in ((7, "n"), (9, "e"), (1_500, "e"), (1_550, "n"), (1_600, "e")):
+                press_and_see(page, key, number)
+            page.locator("#L1590 .no").click()
+            press_and_see(page, "e", 1_600)
+            window.check()
+            context.close()
+
+
+def press_and_see(page: Page, key: str, number: int) -> None:
+    """A key leads to a line, on this page or another."""
+    page.keyboard.press(key)
+    gone_to = page.locator(f"#L{number}.is-found, #L{number}:target")
+    expect(gone_to).to_have_count(1)
+    expect(gone_to).to_be_in_viewport()
+
+
 def test_a_link_to_a_line_shows_it(window: Watched) -> None:
     """A copied link to a line opens its page with that line in sight, though blocks come folded."""
     page = window.go(f"{LONG}?line=2500&fold=1#L2500")
@@ -343,10 +379,14 @@ def test_a_running_trace_is_followed(browser: Browser, tmp_path: Path) -> None:
             grow(archive, trace, 2, "half of it")
             expect(page.get_by_text("half of it")).to_be_visible(timeout=10_000)
             expect(page.get_by_text("20 rows")).to_be_hidden()
+            page.evaluate("document.querySelector('#L1').classList.add('is-found')")
+            grow(archive, trace, 3, "most of it")
+            expect(page.get_by_text("most of it")).to_be_visible(timeout=10_000)
+            expect(page.locator(".is-found")).to_have_attribute("id", "L1")  # where keys go on from
             page.get_by_label("Find in this trace", exact=True).last.focus()
             trace.closes("20").closes("done")
-            archive.store.write(record.folder, "data_3.json.gz", encode_part(trace.entries[-4:]))
-            archive.index.put([trace.record("success", parts=3)])
+            archive.store.write(record.folder, "data_4.json.gz", encode_part(trace.entries[-4:]))
+            archive.index.put([trace.record("success", parts=4)])
             with page.expect_response(lambda response: response.status == 200, timeout=10_000):
                 pass  # the end has come, while somebody types
             expect(page.locator(".title .state")).to_contain_text("running")

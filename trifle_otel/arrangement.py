@@ -98,8 +98,8 @@ class Opened:
 
     @cached_property
     def duration_ns(self) -> int:
-        """How long it took, or has taken so far."""
-        if self.exact and self.record.duration < 10_000:  # milliseconds, of which a record has whole ones
+        """How long it took, or has taken so far: the last line of one that runs may be long ago."""
+        if self.exact and self.record.finished and self.record.duration < 10_000:  # a record has whole milliseconds
             return max(_time(self.entries[-1]) - self.start_ns, 0)
         return self.record.duration * 1_000_000
 

@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings = _Warnings(logging.WARNING)
     logger = logging.getLogger("trifle_otel")
     logger.addHandler(warnings)
+    _have_streams()
     _be_able_to_print(sys.stdout, sys.stderr)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
@@ -39,6 +40,11 @@ def _run(arguments: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read it has enough
         drop_output(sys.stdout)
+        return DONE
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        drop_output(sys.stdout)  # rich, which prints help, ends the process where nobody reads it
         return DONE
     except UsageError as error:
         return _fail(error, MISUSED)
@@ -73,6 +79,13 @@ def _fail(error: Exception, code: int) -> int:
         drop_output(sys.stdout)
     sys.stderr.write(f"trifle-otel: {visible(' '.join(str(error).split()))}\n")
     return code
+
+
+def _have_streams() -> None:
+    """Where the process was given none (`>&-`), nobody reads the output, and no file may become it by its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end of the process
 
 
 def _be_able_to_print(*streams: TextIO) -> None:

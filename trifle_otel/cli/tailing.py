@@ -23,6 +23,7 @@ from trifle_otel.heartbeat import told
 from trifle_otel.records import CLOSED, ERROR, RESULT, WARNING, Entry, TraceRecord
 
 EVERY, EVERY_REMOTE = 1.0, 3.0  # seconds
+LONGEST_EVERY = 86_400.0
 LONGEST_PAUSE = 30.0
 wait = time.sleep
 """What passes the time between two looks."""
@@ -63,8 +64,8 @@ def tail(
         raise UsageError("a trace is either named, or searched for")
     if filters.since or filters.until:
         raise UsageError("what comes has no --since and no --until; `search` finds what is there")
-    if lines < 0 or (every is not None and every <= 0):
-        raise UsageError("--lines is a whole number, 0 or more, and --every seconds above 0")
+    if lines < 0 or (every is not None and not 0 < every <= LONGEST_EVERY):  # what is no number is in no range
+        raise UsageError("--lines is a whole number, 0 or more, and --every seconds above 0, a day's at most")
     with opened(place) as archive:
         pause = every or (EVERY_REMOTE if archive.index.remote or archive.store.remote else EVERY)
         if reference is not None:

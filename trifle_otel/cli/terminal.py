@@ -22,6 +22,7 @@ from trifle_otel.records import ERROR, RUNNING, SUCCESS, WARNING
 Piece = tuple[str, str]
 """Text and its style, as rich names styles; the empty style is plain."""
 
+USUAL_WIDTH, USUAL_HEIGHT = 80, 25  # of a terminal that does not say
 LEAST_TEXT = 24  # cells that are left for text, however deep it lies
 ICONS = {SUCCESS: "✓", WARNING: "!", ERROR: "✗", RUNNING: "…"}
 STYLES = {SUCCESS: "green", WARNING: "yellow", ERROR: "bold red", RUNNING: "cyan", "debug": "dim"}
@@ -30,6 +31,16 @@ STYLES = {SUCCESS: "green", WARNING: "yellow", ERROR: "bold red", RUNNING: "cyan
 def state_label(state: str) -> str:
     """A state with its icon: it reads without colours too."""
     return visible(f"{ICONS.get(state, '?')} {state}")
+
+
+def _console(stream: TextIO) -> Console:
+    """What rich finds out; it takes no columns or rows (`COLUMNS=0`) as they are, where nobody knows the size."""
+    console = Console(file=stream)
+    if not console.width:
+        console.width = USUAL_WIDTH
+    if not console.height:
+        console.height = USUAL_HEIGHT
+    return console
 
 
 class Screen:
@@ -42,7 +53,7 @@ class Screen:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream if stream is not None else sys.stdout
-        console = Console(file=self.stream)
+        console = _console(self.stream)
         self.width = console.width if self.stream.isatty() else None
         self.plain = console.no_color or console.color_system is None
         self._colors = None if self.plain else ColorSystem.STANDARD  # the sixteen that the terminal's own theme fits
@@ -108,7 +119,7 @@ def fitted(text: str, width: int) -> str:
 
 def terminal_size() -> tuple[int, int] | None:
     """Cells in a row, and rows, of the terminal; None where the output is none, or one that cannot go back."""
-    console = Console(file=sys.stdout)
+    console = _console(sys.stdout)
     return None if not sys.stdout.isatty() or console.is_dumb_terminal else (console.width, console.height)
 
 
@@ -121,7 +132,7 @@ def complain(message: str) -> None:
 def progress(what: str, total: int | None) -> Iterator[Progress]:
     """A progress bar on the error stream, where that is a terminal; it is gone when done. `total` None: unknown."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    console = Console(stderr=True)
+    console = _console(sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         bar.add_task(what, total=total)
         yield bar

@@ -72,7 +72,7 @@ def _found_page(site: Site, request: Request, filters: Filters, found: Page, ove
         silent=site.silent,
         found=found,
         overview=overview,
-        nothing="" if found.records else _nothing(site, filters),
+        nothing="" if found.records else _nothing(site, filters, bool(request.query_params.get("cursor"))),
         refresh=any(not record.finished for record in found.records),
     )
     return made if found.records else not_kept(made)
@@ -172,8 +172,13 @@ def _tags(urls: Urls, filters: Filters, overview: Overview | None) -> list[Choic
     ]
 
 
-def _nothing(site: Site, filters: Filters) -> str:
-    """Why there is nothing: no trace matches, or the index knows of none though the store holds some."""
+def _nothing(site: Site, filters: Filters, later_page: bool) -> str:
+    """Why there is nothing: no trace matches, or the index knows of none though the store holds some.
+
+    On a later page there was something before it, unless that was thrown away.
+    """
+    if later_page:
+        return "There are no older ones."
     if filters.any or searching.search(site.archive, Filters(), limit=1).records:
         return "No trace matches."
     if next(iter(site.archive.store.folders()), None) is not None:

@@ -96,11 +96,11 @@ def _apart(paths: Sequence[str]) -> list[str]:
 
 def search(archive: Archive, filters: Filters, *, limit: int = PAGE, cursor: str | None = None) -> Page:
     """A page of what is looked for, the newest first. Raises `UsageError`, `InvalidCursor`."""
-    queries = filters.queries(limit=limit, cursor=cursor)
+    queries = filters.queries(limit=limit + 1, cursor=cursor)  # one more tells whether there is a next page
     settle(archive)
     found = [archive.index.search(query) for query in queries]
-    records = list(heapq.merge(*found, key=_position, reverse=True))[:limit]
-    more = len(records) == limit
+    newest = list(heapq.merge(*found, key=_position, reverse=True))
+    records, more = newest[:limit], len(newest) > limit
     return Page(records, encode_cursor(_position(records[-1])) if more else None)
 
 

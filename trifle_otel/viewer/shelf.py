@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 
 from trifle_otel.archive import Archive
 from trifle_otel.arrangement import Opened, opened
@@ -22,11 +23,17 @@ class Shelf:
         self._kept: OrderedDict[tuple[object, ...], Opened] = OrderedDict()
 
     def open(self, record: TraceRecord) -> Opened:
-        """A trace, read now or before. A record that has grown is another one."""
+        """A trace, read now or before. A record that has grown is another one.
+
+        What a record says besides, as how long a trace that runs has taken, is always that of the record given here:
+        it changes without a new line, and then the lines need not be read again.
+        """
         key = (record.reference, record.state, record.parts, record.length, record.folder)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
+                if found.record != record:
+                    found = self._kept[key] = replace(found, record=record)
                 self._kept.move_to_end(key)
                 return found
         read = opened(record, self.archive.entries(record))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -31,7 +31,7 @@ def page(
 ) -> Response:
     """A page, for whoever asks with this request."""
     text = environment().get_template(template).render(urls=urls_of(scope), **values)
-    # A lone surrogate would be refused; all that is shown went through `visible`, which leaves none.
+    # A lone surrogate would be refused; what is shown went through `visible`, which leaves none, or came by a request.
     data = text.encode("utf-8", "backslashreplace")
     return Response(data, status, dict(headers or {}), media_type="text/html; charset=utf-8")
 
@@ -49,6 +49,7 @@ def environment() -> Environment:
     )
     made.filters.update(
         call=lambda record: short(call(record), 400),
+        given=given,
         short=short,
         size=size,
         milliseconds=milliseconds,
@@ -65,6 +66,11 @@ def environment() -> Environment:
 def _shown(value: object) -> object:
     """What a template gives out: text without anything that would reorder or hide it. Escaping follows."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def given(value: object) -> Markup:
+    """The value of an input, escaped and else just as it is: made visible, it would come back as another one."""
+    return escape(value)
 
 
 def short(text: str, most: int = 200) -> str:

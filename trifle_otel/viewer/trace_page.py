@@ -86,12 +86,14 @@ class Around:
 
     Attributes:
         others: those of the same trace id, the newest, as many as are shown.
+        more_others: whether there are more of them.
         before: the execution of the same key before it.
         after: the one after it.
         last_success: what a failed one is best compared with, where that is not the one before.
     """
 
     others: list[TraceRecord]
+    more_others: bool
     before: TraceRecord | None
     after: TraceRecord | None
     last_success: TraceRecord | None
@@ -99,19 +101,21 @@ class Around:
     @classmethod
     def of(cls, site: Site, record: TraceRecord) -> Around:
         """Looks for them."""
-        same_id = site.archive.search(trace_id=record.trace_id, limit=MOST_RELATED + 1) if record.trace_id else None
+        most = MOST_RELATED + 2  # the trace itself is one of them, and one more than are shown
+        same_id = site.archive.search(trace_id=record.trace_id, limit=most) if record.trace_id else None
         others = [other for other in same_id.records if other.reference != record.reference] if same_id else []
         before = neighbours.before(site.archive, record)
         success = None
         if record.state == ERROR and before is not None and before.state == ERROR:
             success = neighbours.before(site.archive, record, state="success")
-        return cls(others[:MOST_RELATED], before, neighbours.after(site.archive, record), success)
+        more = len(others) > MOST_RELATED
+        return cls(others[:MOST_RELATED], more, before, neighbours.after(site.archive, record), success)
 
     @property
-    def states(self) -> list[tuple[str, str] | None]:
+    def states(self) -> list[object]:
         """What is shown of them that changes."""
         each = (*self.others, None, self.before, self.after, self.last_success)
-        return [None if other is None else (other.reference, other.state) for other in each]
+        return [self.more_others, *(None if other is None else (other.reference, other.state) for other in each)]
 
 
 def _page(site: Site, request: Request, record: TraceRecord, around: Around, asked: Asked) -> Response:
@@ -131,10 +135,12 @@ def _page(site: Site, request: Request, record: TraceRecord, around: Around, ask
         "may_replay": site.settings.replay is not None and record.finished,
         **_about(site, urls, record, trace),
         "others": around.others,
+        "more_others": urls.list({"trace_id": record.trace_id}) if around.more_others else None,
         "before": around.before,
         "after": around.after,
         "last_success": around.last_success,
         **_navigation(urls, record, trace, asked, shown, matches),
+        "next_problem": _next_problem(urls, record, trace, asked, places[shown.end :]),
         "window": shown,
     }
     made = page(request.scope, "trace.html", values)
@@ -197,6 +203,13 @@ def _navigation(
         "line_url": lambda number: urls.trace(reference, line=number),
         "whole_url": lambda number: urls.line(reference, number, {"q": asked.find}),
     }
+
+
+def _next_problem(urls: Urls, record: TraceRecord, trace: Opened, asked: Asked, after: Sequence[int]) -> str | None:
+    """Where the first error or warning is of the lines after those that are shown."""
+    problems = set(trace.problems)
+    place = next((place for place in after if place in problems), None) if problems else None
+    return None if place is None else urls.trace(record.reference, asked.params(), line=place + 1)
 
 
 @dataclass(frozen=True, slots=True)

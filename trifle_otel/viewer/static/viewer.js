@@ -20,9 +20,13 @@
     }
   }
 
+  // The line that the address leads to. It stays so when the page has come anew, unlike :target.
+  function anchored() {
+    return /^#L\d+$/.test(location.hash) ? document.getElementById(location.hash.slice(1)) : null;
+  }
+
   function toAnchor() {
-    if (!/^#L\d+$/.test(location.hash)) return;
-    const line = document.getElementById(location.hash.slice(1));
+    const line = anchored();
     if (!line) return;
     reveal(line);
     line.scrollIntoView({ block: "center", behavior: "instant" });
@@ -41,18 +45,20 @@
     return $$(".lines details.block").every((block) => !block.open);
   }
 
-  // The next or previous of some lines, as seen from the one that was gone to last.
+  // The next or previous of some lines, as seen from the one that was gone to last, whatever that one is.
   function step(lines, by) {
-    const at = lines.findIndex((line) => line.classList.contains("is-found"));
-    if (at >= 0) return lines[at + by] ?? null;
-    const target = $(".lines :target");
+    const from = $(".lines .is-found") ?? anchored();
     const side = by > 0 ? Node.DOCUMENT_POSITION_FOLLOWING : Node.DOCUMENT_POSITION_PRECEDING;
-    const there = target ? lines.filter((line) => target.compareDocumentPosition(line) & side) : lines;
+    const there = from ? lines.filter((line) => from.compareDocumentPosition(line) & side) : lines;
     return there.at(by > 0 ? 0 : -1) ?? null;
   }
 
-  function goTo(line) {
+  function forgetFound() {
     for (const found of $$(".is-found")) found.classList.remove("is-found");
+  }
+
+  function goTo(line) {
+    forgetFound();
     reveal(line);
     line.classList.add("is-found");
     line.scrollIntoView({ block: "center", behavior: "instant" });
@@ -75,7 +81,7 @@
     $(selector)?.click();
   }
 
-  // To the first match after this page, or the last one before it.
+  // To the first match or problem after this page, or the last match before it.
   function goBeyond(selector) {
     const url = $(selector)?.dataset.beyond;
     if (url) location.href = url;
@@ -86,7 +92,7 @@
     "/": () => $("#q")?.focus(),
     e: () => {
       const line = step(problems(), 1);
-      line ? goTo(line) : follow(".to-error");
+      line ? goTo(line) : goBeyond(".tools");
     },
     n: () => {
       const line = step(matches(), 1);
@@ -171,10 +177,12 @@
     if (!old || !fresh || old.contains($("input:focus, select:focus"))) return false;
     const states = new Map($$("details", old).map((block) => [name(block), block.open]));
     const focused = document.activeElement?.closest?.(".lines [id]")?.id;
+    const found = $(".lines .is-found", old)?.id;
     const atEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 40;
     old.replaceWith(document.adoptNode(fresh));
     for (const block of $$("details", fresh)) if (changed.has(name(block))) block.open = states.get(name(block)) ?? block.open;
     if (focused) $(`#${CSS.escape(focused)} .no`)?.focus({ preventScroll: true });
+    if (found) document.getElementById(found)?.classList.add("is-found");
     document.title = page.title;
     document.body.dataset.refresh = page.body.dataset.refresh ?? "";
     localTimes();
@@ -197,7 +205,10 @@
   }
   document.addEventListener("error", (event) => event.target.matches?.(".picture img") && withoutBroken(event.target), true);
   for (const picture of $$(".picture img")) if (picture.complete && !picture.naturalWidth) withoutBroken(picture);
-  addEventListener("hashchange", toAnchor);
+  addEventListener("hashchange", () => {
+    forgetFound(); // keys go on from the line that was led to now
+    toAnchor();
+  });
   useKeys();
   localTimes();
   toAnchor();
