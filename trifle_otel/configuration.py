@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
-from trifle_otel.conventions import library_version
+from trifle_otel.conventions import own_version
 from trifle_otel.errors import ConfigurationError, DamagedArchive, StoreUnavailable
 from trifle_otel.locations import ARCHIVES, INDEXES, forget_memories, locate, open_index, spool_folder
 from trifle_otel.redaction import Redactor
@@ -269,7 +269,7 @@ def _make_runtime(archive: Archive, settings: Settings) -> tuple[Runtime, Delive
     """What records into this archive, and delivers to it."""
     from trifle_otel.delivery import Delivery
 
-    library_version()  # now: a child that is forked while another thread imports what this needs would hang in it
+    own_version()  # now: a child that is forked while another thread imports what this needs would hang in it
     runtime = Runtime(settings, None)
     beside = archive.spool
     archive.spool = spool_folder(archive.url, settings.spool) if settings.spool else beside

@@ -130,7 +130,7 @@ METRICS = {
 
 
 @lru_cache(maxsize=1)
-def library_version() -> str:
+def own_version() -> str:
     """The version of this library; "" where it is not installed."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - costs 5 ms at import
 

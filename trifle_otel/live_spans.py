@@ -291,9 +291,7 @@ def _screened_name(message: str, redactor: Redactor | None) -> str:
 def _logs(runtime: Runtime, spans: LiveSpans) -> LogEvents | None:
     from trifle_otel.log_events import log_events  # noqa: PLC0415 - most processes make no log records
 
-    return log_events(
-        runtime, names.library_version(), value=spans.value, shown=spans.shown if spans.on_spans else None
-    )
+    return log_events(runtime, names.own_version(), value=spans.value, shown=spans.shown if spans.on_spans else None)
 
 
 class _Source(NamedTuple):
@@ -317,7 +315,7 @@ def _source(runtime: Runtime) -> _Source:
         runtime.see(provider)
     last = _last
     if last is None or last.provider is not provider:
-        tracer = provider.get_tracer("trifle_otel", names.library_version())
+        tracer = provider.get_tracer("trifle_otel", names.own_version())
         last = _last = _Source(provider, tracer, _service_of(provider))
     return last
 

@@ -303,13 +303,11 @@ def _brought_home(inner: Future[Any], frame: Frame) -> Future[Any]:
     return outer
 
 
-def _set_cause(error: BaseException, there: str) -> None:
+def _set_cause(error: object, there: str) -> None:
     """Make the traceback of the other process the exception's cause."""
-    try:
+    if isinstance(error, BaseException):  # it may have been unpickled as something else
         # not by the exception's own class: it may let nothing be set, as a frozen dataclass does
         BaseException.__setattr__(error, "__cause__", _RemoteTraceback(f'\n"""\n{there}\n"""'))
-    except Exception:  # it was unpickled as something else, say: the future must be done all the same
-        pass
 
 
 def _unpack(collected: _Collected, outer: Frame) -> None:
